@@ -1,0 +1,2 @@
+//! The `oodbench` binary.
+fn main() {}

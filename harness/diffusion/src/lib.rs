@@ -1,0 +1,7 @@
+//! Diffusion networks, schedules, samplers, guidance and training.
+
+pub mod guidance;
+pub mod net;
+pub mod sampler;
+pub mod schedule;
+pub mod train;

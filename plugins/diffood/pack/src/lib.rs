@@ -1,0 +1,1 @@
+//! The dynamic library that exports DiffOOD.

@@ -1,0 +1,1 @@
+//! DiffOOD: diffusion denoising and classifier features.

@@ -1,0 +1,1 @@
+//! The dynamic library that exports the post-hoc detectors.

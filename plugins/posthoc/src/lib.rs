@@ -1,0 +1,1 @@
+//! The post-hoc detectors, one file each.

@@ -1,0 +1,1 @@
+//! Leaderboards from records: one exporter per file.
