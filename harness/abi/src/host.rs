@@ -2,7 +2,7 @@
 
 use abi_stable::StableAbi;
 use abi_stable::sabi_trait;
-use abi_stable::std_types::{RArc, RSlice, RSliceMut, RStr, RString, RVec};
+use abi_stable::std_types::{RBox, RSlice, RSliceMut, RStr, RString, RVec};
 
 use crate::error::RawResult;
 use crate::view::{SplitId, TensorView};
@@ -121,4 +121,4 @@ pub trait Host: Send + Sync {
 }
 
 /// The host as a detector keeps it.
-pub type HostArc = Host_TO<'static, RArc<()>>;
+pub type HostBox = Host_TO<'static, RBox<()>>;

@@ -25,16 +25,15 @@
 #![deny(missing_docs)]
 #![expect(
     non_local_definitions,
-    non_camel_case_types,
     clippy::undocumented_unsafe_blocks,
     unused_qualifications,
-    unreachable_pub,
     reason = "what the macros of abi_stable expand to"
 )]
 
 pub mod descriptor;
 pub mod detector;
 pub mod error;
+pub mod example;
 pub mod extension;
 pub mod host;
 pub mod pack;
@@ -43,8 +42,9 @@ pub mod view;
 pub use abi_stable;
 pub use descriptor::{Descriptor, Needs, Param, ParamKind};
 pub use detector::{Detector, Detector_TO, DetectorBox, FitData, ScoreBatch};
+pub use example::{Example, ExampleSplit};
 pub use error::{ErrorCode, RawError, RawResult};
-pub use host::{ForwardOutputs, Head, Host, Host_TO, HostArc, LogLevel, NamedTensor};
+pub use host::{ForwardOutputs, Head, Host, Host_TO, HostBox, LogLevel, NamedTensor};
 pub use pack::{Pack, PackInfo, PackRef};
 pub use view::{SplitId, SplitView, TensorView};
 

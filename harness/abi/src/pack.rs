@@ -9,7 +9,7 @@ use abi_stable::std_types::{RStr, RString, RVec};
 use crate::descriptor::Descriptor;
 use crate::detector::DetectorBox;
 use crate::error::RawResult;
-use crate::host::HostArc;
+use crate::host::HostBox;
 
 /// Which pack this is.
 #[repr(C)]
@@ -39,7 +39,7 @@ pub struct Pack {
     pub create: extern "C" fn(
         id: RStr<'_>,
         params: RStr<'_>,
-        host: HostArc,
+        host: HostBox,
     ) -> RawResult<DetectorBox>,
 }
 
