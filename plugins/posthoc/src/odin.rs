@@ -1,0 +1,99 @@
+//! ODIN: temperature scaling and input perturbation.
+//!
+//! Liang et al., "Enhancing The Reliability of Out-of-distribution Image Detection in Neural
+//! Networks", 2018. Score: `-max_c softmax(l(x') / T)_c`, where `x'` is the image after one step of
+//! size `noise` along the signs that raise the predicted class's probability at temperature `T`.
+//!
+//! The step is taken in units of pixels in `[0, 1]`. OpenOOD takes it on normalised pixels,
+//! divided by the data set's standard deviation, which is the same where the classifier's own
+//! normalisation is that of the data set. A gradient of 0 counts as positive, as there.
+
+use oodbench_sdk::prelude::*;
+
+use crate::numeric::reduce::{argmax, max_probability, softmax};
+
+/// Parameters of [`Odin`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(crate = "oodbench_sdk::serde", default, deny_unknown_fields)]
+pub struct Params {
+    temperature: f64,
+    noise: f64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { temperature: 1000.0, noise: 0.0014 }
+    }
+}
+
+/// ODIN.
+pub struct Odin {
+    params: Params,
+    host: Host,
+}
+
+impl Detector for Odin {
+    type Params = Params;
+
+    fn info() -> Info {
+        Info {
+            id: "odin",
+            title: "ODIN",
+            family: "gradient",
+            summary: "the greatest probability at a high temperature after a step towards it, negated",
+            paper: "Liang et al., Enhancing The Reliability of Out-of-distribution Image Detection in Neural Networks",
+            year: 2018,
+            url: "https://arxiv.org/abs/1706.02690",
+            needs: Needs::LOGITS.and(Needs::IMAGES).and(Needs::GRADIENT).and(Needs::FORWARD),
+            params: vec![
+                Param::new("temperature", "what the logits are divided by", "OpenOOD v1.5")
+                    .sweep([1, 10, 100, 1000]),
+                Param::new("noise", "size of the step, in units of pixels in [0, 1]", "OpenOOD v1.5")
+                    .sweep([0.0014, 0.0028]),
+            ],
+            // The step of 0.1 moves the first channel's mean up and the second's down.
+            example: Example::of_images(&[&[0.6, 0.4, 0.5]], &[-0.598_687_7])
+                .head(&[&[1.0, 0.0, 0.0], &[0.0, 1.0, 0.0]], &[0.0, 0.0])
+                .param("temperature", 1.0)
+                .param("noise", 0.1),
+            ..Info::default()
+        }
+    }
+
+    fn new(params: Params, host: Host) -> Result<Self> {
+        if !(params.temperature > 0.0 && params.temperature.is_finite()) {
+            return Err(Error::parameter("temperature", "a positive number", params.temperature));
+        }
+        if !(params.noise >= 0.0 && params.noise.is_finite()) {
+            return Err(Error::parameter("noise", "a number from 0", params.noise));
+        }
+        Ok(Self { params, host })
+    }
+
+    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let Params { temperature, noise } = self.params;
+        let (logits, images) = (batch.logits()?, batch.images()?);
+        // The gradient of each image's cross-entropy with its predicted class.
+        let mut cotangent = Vec::with_capacity(logits.values().len());
+        for row in logits.rows() {
+            let (p, predicted) = (softmax(row, temperature), argmax(row));
+            cotangent.extend(p.iter().enumerate().map(|(class, p)| {
+                let target = if class == predicted { 1.0 } else { 0.0 };
+                ((p - target) / temperature) as f32
+            }));
+        }
+        let shape = [logits.n_rows(), logits.n_cols()];
+        let gradient = self.host.vjp(images, "logits", &cotangent, &shape)?;
+        let step = |(&x, g): (&f32, f32)| if g >= 0.0 { x - noise as f32 } else { x + noise as f32 };
+        let moved: Vec<f32> = images.values().iter().zip(gradient).map(step).collect();
+        let [_, _, height, width] = images.shape();
+        let outputs = self.host.forward(oodbench_sdk::ImageBatch::new(&moved, height, width)?)?;
+        for (score, row) in scores.iter_mut().zip(outputs.logits().rows()) {
+            *score = -max_probability(row, temperature) as f32;
+        }
+        Ok(())
+    }
+}

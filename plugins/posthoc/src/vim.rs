@@ -1,0 +1,141 @@
+//! ViM: virtual-logit matching.
+//!
+//! Wang et al., "ViM: Out-of-Distribution with Virtual-logit Matching", 2022. Score:
+//! `alpha |R'(h - u)| - log sum exp(l)` for features `h` and logits `l`, where `u = -pinv(W) b`
+//! moves the origin to where the head's bias is absorbed, `R` spans the training features'
+//! directions of least variance, all but the first `dim`, and `alpha` scales the residual to the
+//! mean greatest logit of the training images.
+//!
+//! OpenOOD's default `dim` is 256, which needs more than 256 features; below 512 features half of
+//! them is taken here, which is the rule of the paper's own code for small features.
+//! `dim` at or above the number of features leaves no residual: NaN scores there, an error here.
+
+use faer::Mat;
+use oodbench_sdk::prelude::*;
+
+use crate::numeric::linalg::{Stored, eigen, least_squares, project, scatter};
+use crate::numeric::reduce::{log_sum_exp, maximum};
+use crate::numeric::state;
+
+/// Parameters of [`Vim`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(crate = "oodbench_sdk::serde", default, deny_unknown_fields)]
+pub struct Params {
+    dim: Option<usize>,
+}
+
+/// Virtual-logit matching.
+pub struct Vim {
+    params: Params,
+    host: Host,
+    fitted: Option<Fitted>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "oodbench_sdk::serde")]
+struct Fitted {
+    origin: Vec<f64>,
+    /// `[n_features, n_features - dim]`
+    residual: Stored,
+    alpha: f64,
+}
+
+impl Fitted {
+    /// The length of each row's residual.
+    fn residuals(&self, features: Matrix<'_>) -> Result<Vec<f64>> {
+        let basis = self.residual.view()?;
+        if features.n_cols() != basis.nrows() {
+            let (expected, got) = (basis.nrows(), features.n_cols());
+            return Err(Error::input(format!("features expected {expected} columns, got {got}")));
+        }
+        let along = project(features, &self.origin, basis);
+        let length = |i: usize| (0..along.ncols()).map(|j| along[(i, j)].powi(2)).sum::<f64>().sqrt();
+        Ok((0..features.n_rows()).map(length).collect())
+    }
+}
+
+impl Detector for Vim {
+    type Params = Params;
+
+    fn info() -> Info {
+        Info {
+            id: "vim",
+            title: "Virtual-logit matching",
+            family: "features",
+            summary: "the feature's residual outside the principal subspace, as a virtual logit",
+            paper: "Wang et al., ViM: Out-of-Distribution with Virtual-logit Matching",
+            year: 2022,
+            url: "https://arxiv.org/abs/2203.10807",
+            needs: Needs::FEATURES.and(Needs::LOGITS).and(Needs::HEAD).and(Needs::TRAIN),
+            params: vec![
+                Param::new(
+                    "dim",
+                    "dimensions of the principal subspace; by default 256, or half the features if those are fewer than 512",
+                    "OpenOOD v1.5; the paper's code for few features",
+                )
+                .integer()
+                .sweep([256, 1000]),
+            ],
+            example: Example::of_features(&[&[1.0, 0.0], &[1.0, 2.0]], &[-1.313_262, 4.392_968])
+                .head(&[&[1.0, 0.0], &[0.0, 0.0]], &[0.0, 0.0])
+                .train(&[&[2.0, 0.5], &[-2.0, 0.5], &[2.0, -0.5], &[4.0, -0.5]], &[0, 1, 0, 0])
+                .param("dim", 1)
+                .tolerance(1e-4),
+            ..Info::default()
+        }
+    }
+
+    fn new(params: Params, host: Host) -> Result<Self> {
+        if params.dim == Some(0) {
+            return Err(Error::parameter("dim", "at least 1", 0));
+        }
+        Ok(Self { params, host, fitted: None })
+    }
+
+    fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
+        let d = data.n_features();
+        let dim = self.params.dim.unwrap_or(256.min(d / 2));
+        if dim >= d {
+            return Err(Error::parameter("dim", &format!("below {d}, the number of features"), dim));
+        }
+        let head = self.host.head()?;
+        let origin: Vec<f64> =
+            least_squares(head.weight(), head.bias())?.iter().map(|x| -x).collect();
+        let (features, logits) = (data.train().features()?, data.train().logits()?);
+        let (_, vectors) = eigen(scatter(features, |_| &origin).as_ref())?;
+        // Eigenvalues ascend, so the residual directions come first.
+        let residual = Mat::from_fn(d, d - dim, |i, j| vectors[(i, j)]);
+        let mut fitted = Fitted { origin, residual: (&residual).into(), alpha: 1.0 };
+        let n = features.n_rows().max(1) as f64;
+        let mean_residual = fitted.residuals(features)?.iter().sum::<f64>() / n;
+        let mean_logit = logits.rows().map(|row| f64::from(maximum(row))).sum::<f64>() / n;
+        if mean_residual <= 0.0 {
+            return Err(Error::input(format!(
+                "training features leave no residual outside of {dim} dimensions"
+            )));
+        }
+        fitted.alpha = mean_logit / mean_residual;
+        self.fitted = Some(fitted);
+        Ok(())
+    }
+
+    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
+        let fitted = state::fitted(self.fitted.as_ref())?;
+        let residuals = fitted.residuals(batch.features()?)?;
+        for ((score, residual), logits) in
+            scores.iter_mut().zip(residuals).zip(batch.logits()?.rows())
+        {
+            *score = (fitted.alpha * residual - log_sum_exp(logits, 1.0)) as f32;
+        }
+        Ok(())
+    }
+
+    fn save_state(&self) -> Result<Option<Vec<u8>>> {
+        state::save(self.fitted.as_ref())
+    }
+
+    fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
+        self.fitted = state::load(bytes)?;
+        Ok(())
+    }
+}
