@@ -40,6 +40,7 @@ pub use data_dir::DataDir;
 pub use decode::{DecodeError, MAX_PIXELS, RgbImage, decode};
 pub use error::{DatasetError, ImagePlace};
 pub use fingerprint::{Fingerprint, Fingerprinter};
+pub use mapped::SharedBytes;
 pub use pack::{PACK_VERSION, Pack};
 pub use prepare::{PrepareRequest, pack_path, prepare};
 pub use preprocess::{MAX_SIDE, OutputTooLarge, Preprocess};

@@ -25,10 +25,14 @@ const MAX_SMALL_BYTES: u64 = 1 << 28;
 /// A memory-mapped file, cheap to clone and to read from several threads. Its pages belong to the
 /// system's cache, so that a large archive costs no memory of its own.
 #[derive(Clone)]
-pub(crate) struct SharedBytes(Arc<Mmap>);
+pub struct SharedBytes(Arc<Mmap>);
 
 impl SharedBytes {
-    pub(crate) fn open(path: &Path) -> Result<Self, DatasetError> {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// [`DatasetError::Io`] when there is no such file, or it cannot be mapped.
+    pub fn open(path: &Path) -> Result<Self, DatasetError> {
         let failed = || DatasetError::io("open", path);
         let file = File::open(path).map_err(failed())?;
         // Mapping a folder fails with a message that says nothing.

@@ -47,6 +47,9 @@ pub struct Benchmark {
     /// `embedded:NAME`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub assets: BTreeMap<String, String>,
+    /// Detectors that are run beside whichever are asked for, to compare with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baselines: Vec<String>,
     /// By detector: parameters that replace its defaults on this benchmark.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub presets: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,

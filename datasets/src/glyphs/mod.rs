@@ -25,6 +25,9 @@ pub const VERSION: &str = "glyphs/1";
 /// Side of every image, in pixels.
 pub const IMAGE_SIDE: u32 = SIDE as u32;
 
+/// Number of classes: the digits.
+pub const N_CLASSES: usize = strokes::DIGITS.len();
+
 /// What an image shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

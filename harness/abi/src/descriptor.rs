@@ -2,10 +2,12 @@
 
 use abi_stable::StableAbi;
 use abi_stable::std_types::{RString, RVec};
+use serde::{Deserialize, Serialize};
 
 /// What a detector needs from the host, as a set of flags. Nothing else is handed to it.
 #[repr(transparent)]
-#[derive(StableAbi, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(StableAbi, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Needs(pub u64);
 
 impl Needs {
@@ -77,7 +79,8 @@ impl Needs {
 
 /// The type of a parameter.
 #[repr(transparent)]
-#[derive(StableAbi, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(StableAbi, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ParamKind(pub u32);
 
 impl ParamKind {

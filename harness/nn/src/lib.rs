@@ -1,7 +1,9 @@
 //! Classifier backbones, checkpoint import, device choice and fast kernels.
 
 pub mod arch;
+pub mod checkpoint;
 pub mod classifier;
+pub mod device;
 pub mod examples;
 pub mod formula;
 pub mod kernels;

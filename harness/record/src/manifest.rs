@@ -1,0 +1,133 @@
+//! What was planned, on what.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::cell::SetRef;
+
+/// The head of a run folder, `run.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunManifest {
+    /// [`crate::SCHEMA`].
+    pub schema: u32,
+    /// The benchmark's name.
+    pub benchmark: String,
+    /// Its title.
+    pub title: String,
+    /// Its version.
+    pub benchmark_version: String,
+    /// The classifier.
+    pub classifier: Classifier,
+    /// The seed of the run.
+    pub seed: u64,
+    /// At most so many images of each set were to be scored.
+    pub limit: Option<usize>,
+    /// Whether covariate-shifted ID images count as in-distribution.
+    pub full_spectrum: bool,
+    /// The sets that are scored, in the order of the benchmark.
+    pub sets: Vec<ListedSet>,
+    /// The sets that the benchmark has and the run has not.
+    pub missing: Vec<MissingSet>,
+    /// The detectors, in the order in which they are listed.
+    pub detectors: Vec<PlannedDetector>,
+    /// The version of oodbench.
+    pub version: String,
+    /// Where it ran.
+    pub machine: Machine,
+}
+
+/// The classifier of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Classifier {
+    /// The file's name, or `embedded`.
+    pub name: String,
+    /// The architecture.
+    pub arch: String,
+    /// BLAKE3 of the weights.
+    pub blake3: String,
+    /// Mean that images are normalised by.
+    pub mean: [f32; 3],
+    /// Standard deviation that images are normalised by.
+    pub std: [f32; 3],
+    /// Number of features.
+    pub n_features: usize,
+}
+
+/// A set that is scored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListedSet {
+    /// Which one.
+    pub set: SetRef,
+    /// How many images are scored.
+    pub n_images: usize,
+    /// How many the set has.
+    pub of_images: usize,
+    /// Hash of the prepared images.
+    pub content: String,
+}
+
+/// A set whose images are not there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MissingSet {
+    /// Which one; also `id-train`, `id-val` and `ood-val`.
+    pub set: SetRef,
+    /// One line: what is missing, and where it was looked for.
+    pub reason: String,
+}
+
+/// A detector with one set of parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedDetector {
+    /// Its id.
+    pub id: String,
+    /// What to call this row where one detector runs with several sets of parameters; its id
+    /// otherwise.
+    pub label: String,
+    /// Its full name.
+    pub title: String,
+    /// What it reads off.
+    pub family: String,
+    /// The year of its paper.
+    pub year: u32,
+    /// All of its parameters.
+    pub params: Map<String, Value>,
+    /// What it lacks here; it has no cells then.
+    pub skipped: Option<String>,
+    /// One cell for each scored set.
+    pub cells: Vec<PlannedCell>,
+}
+
+/// A cell that was planned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedCell {
+    /// What is scored.
+    pub set: SetRef,
+    /// Hash of the content of all inputs.
+    pub key: String,
+}
+
+/// Where a run ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Operating system and processor architecture.
+    pub platform: String,
+    /// How many threads were used.
+    pub threads: usize,
+    /// `cpu`, or `cuda:0` and so on.
+    pub device: String,
+}
+
+/// What is known of the images of a set, `sets/ROLE-NAME.json`. All lists have the same length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetFile {
+    /// [`crate::SCHEMA`].
+    pub schema: u32,
+    /// Which one.
+    pub set: SetRef,
+    /// Names of the images.
+    pub ids: Vec<String>,
+    /// Classes; -1 where there is none.
+    pub labels: Vec<i64>,
+    /// The class that the classifier predicts.
+    pub predictions: Vec<i64>,
+}
