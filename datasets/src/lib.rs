@@ -19,6 +19,7 @@ mod archive;
 mod benchmark;
 mod data_dir;
 mod decode;
+mod embedded;
 mod error;
 mod fingerprint;
 pub mod glyphs;
@@ -38,6 +39,7 @@ pub use benchmark::{
 };
 pub use data_dir::DataDir;
 pub use decode::{DecodeError, MAX_PIXELS, RgbImage, decode};
+pub use embedded::embedded;
 pub use error::{DatasetError, ImagePlace};
 pub use fingerprint::{Fingerprint, Fingerprinter};
 pub use mapped::SharedBytes;

@@ -1,2 +1,43 @@
 //! `cargo xtask`: what people and CI run.
-fn main() {}
+//!
+//! It builds what is needed and hands over to the `oodbench` binary, which has the same
+//! subcommands and can be installed alone. What those subcommands mean, xtask does not know: it
+//! passes their arguments on as they are, so that there is one place where they are explained.
+
+mod build;
+mod check;
+mod cli;
+mod command;
+mod hand_over;
+mod stage;
+mod workspace;
+
+use std::process::ExitCode;
+
+use workspace::Workspace;
+
+/// Something else than the program that was started has failed. Failing programs keep their own
+/// exit code.
+const UNFORESEEN: u8 = 1;
+
+fn main() -> ExitCode {
+    let task = cli::parse();
+    let workspace = Workspace::from_env();
+    match run(task, &workspace) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            command::say(&format!("error: {error:#}"));
+            ExitCode::from(UNFORESEEN)
+        }
+    }
+}
+
+fn run(task: cli::Task, workspace: &Workspace) -> anyhow::Result<u8> {
+    match task {
+        cli::Task::HandOver { subcommand, args } => hand_over::run(workspace, subcommand, args),
+        cli::Task::Plugins { args } => build::plugins(workspace, args),
+        cli::Task::Test { golden: false, args } => check::test(workspace, &args),
+        cli::Task::Test { golden: true, args } => check::golden(workspace, &args),
+        cli::Task::Ci => check::ci(workspace),
+    }
+}

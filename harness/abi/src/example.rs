@@ -4,6 +4,19 @@
 //! Where a detector asks for services, they are those of the **example classifier**: its features
 //! are the mean of each of the three channels of an image, its logits the head applied to them,
 //! and its only layer, `input`, is the image itself.
+//!
+//! # What the check hands over
+//!
+//! - The host's seed is 0. The key of image `i` of the batch is `i`, counted from 0, and an image
+//!   keeps its key when the check scores it in another order or another batch. Scores that depend
+//!   on random numbers can therefore be stated.
+//! - `n_classes` and `n_features` are the rows and columns of the head; without a head, the columns
+//!   of the logits (else the number of labels) and of the features. Images are square.
+//! - A parameter of kind file whose value is `null` has no file: `asset` fails for it, and nobody
+//!   has to ask. The check gives no files, so an example must do without.
+//! - Only the declared needs are handed over and offered; what is needed must be there or follow.
+//! - Besides the batch itself the check scores a longer one, the batch and after it each row once
+//!   more in reverse order, to see whether scores depend on their neighbours.
 
 use serde::{Deserialize, Serialize};
 

@@ -109,11 +109,7 @@ pub trait Host: Send + Sync {
     fn layer_names(&self) -> RawResult<RVec<RString>>;
 
     /// Named activations of images in `[0, 1]` (`Needs::LAYERS`).
-    fn layers(
-        &self,
-        images: TensorView<'_>,
-        names: RVec<RString>,
-    ) -> RawResult<RVec<NamedTensor>>;
+    fn layers(&self, images: TensorView<'_>, names: RVec<RString>) -> RawResult<RVec<NamedTensor>>;
 
     /// A service that a later host may offer, by id. `UNSUPPORTED` where it is unknown.
     #[sabi(last_prefix_field)]

@@ -9,7 +9,7 @@
 //!
 //! - **Threads.** One detector is used by one thread at a time, in the order `create`, `fit` or a
 //!   restored state, `score` any number of times, drop. Services of the [`Host`] may be called
-//!   from any thread during such a call (`[any-thread]`), and not afterwards.
+//!   from any thread during such a call (`[any-thread]`), drop included, and not afterwards.
 //! - **Memory.** A view ([`TensorView`], `RSlice`) belongs to its caller and is valid until the
 //!   call returns (`[host-owned]`); whatever is to be kept is copied. Owned values (`RVec`,
 //!   `RString`) belong to whom they are given and free themselves through their own vtable.
@@ -42,8 +42,8 @@ pub mod view;
 pub use abi_stable;
 pub use descriptor::{Descriptor, Needs, Param, ParamKind};
 pub use detector::{Detector, Detector_TO, DetectorBox, FitData, ScoreBatch};
-pub use example::{Example, ExampleSplit};
 pub use error::{ErrorCode, RawError, RawResult};
+pub use example::{Example, ExampleSplit};
 pub use host::{ForwardOutputs, Head, Host, Host_TO, HostBox, LogLevel, NamedTensor};
 pub use pack::{Pack, PackInfo, PackRef};
 pub use view::{SplitId, SplitView, TensorView};

@@ -35,11 +35,8 @@ pub struct Pack {
     /// A detector by id, with its parameters as a JSON object; absent ones take their defaults.
     /// The host outlives the detector.
     #[sabi(last_prefix_field)]
-    pub create: extern "C" fn(
-        id: RStr<'_>,
-        params: RStr<'_>,
-        host: HostBox,
-    ) -> RawResult<DetectorBox>,
+    pub create:
+        extern "C" fn(id: RStr<'_>, params: RStr<'_>, host: HostBox) -> RawResult<DetectorBox>,
 }
 
 impl RootModule for PackRef {

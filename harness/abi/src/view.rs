@@ -37,12 +37,7 @@ impl<'a> TensorView<'a> {
 
     /// No tensor: what the detector did not ask for.
     pub fn absent() -> Self {
-        Self {
-            data: RSlice::EMPTY,
-            shape: RSlice::EMPTY,
-            device_type: Self::CPU,
-            device_id: 0,
-        }
+        Self { data: RSlice::EMPTY, shape: RSlice::EMPTY, device_type: Self::CPU, device_id: 0 }
     }
 
     /// Whether there is no tensor.

@@ -99,6 +99,16 @@ pub struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
+    /// How often `eps` is asked on the way from `start` to `end`.
+    pub fn evaluations(&self, start: i64, end: i64) -> usize {
+        let steps = trajectory(self.schedule, self.sample_steps, start, end).len() - 1;
+        match self.method.gradient() {
+            Gradient::Euler => steps,
+            Gradient::Multistep2 => steps + steps.min(1),
+            Gradient::Multistep4 => steps + 3 * steps.min(3),
+        }
+    }
+
     /// Moves `x` from step `start` to step `end`, down (denoising) or up (encoding), and returns
     /// every state on the way, the first one included.
     ///
@@ -240,6 +250,25 @@ mod tests {
             let expected = a0.sqrt() * 0.5 - (1.0 - a0).sqrt() * 1.25;
             let got = end.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
             assert!((f64::from(got) - expected).abs() < 1e-5, "{method}: {got} {expected}");
+        }
+    }
+
+    #[test]
+    fn evaluations_are_counted_beforehand() {
+        let schedule = schedule();
+        let x = Tensor::zeros((1, 3, 2, 2), candle_core::DType::F32, &candle_core::Device::Cpu);
+        let x = x.unwrap();
+        for method in Method::ALL {
+            let sampler = Sampler { schedule: &schedule, method, sample_steps: 50 };
+            for start in [-1, 0, 39, 119] {
+                let mut asked = 0;
+                let count = |x: &Tensor, _| {
+                    asked += 1;
+                    Ok(x.clone())
+                };
+                sampler.run(&x, start, -1, count).unwrap();
+                assert_eq!(sampler.evaluations(start, -1), asked, "{method} from {start}");
+            }
         }
     }
 

@@ -99,7 +99,11 @@ pub fn train_diffusion(
             candle_core::bail!("loss at step {} expected a finite number, got {value}", state.step);
         }
         state.learn(&loss, recipe)?;
-        on_step(StepReport { step: state.step, loss: value, wall_s: start.elapsed().as_secs_f64() });
+        on_step(StepReport {
+            step: state.step,
+            loss: value,
+            wall_s: start.elapsed().as_secs_f64(),
+        });
         if let Some(path) = checkpoint
             && saved.elapsed() > Duration::from_secs(60)
         {
@@ -125,8 +129,7 @@ fn loss(
     let mut rng = generator(recipe.seed, "noising", step);
     let batch = xs.dim(0)?;
     let t = symmetric_steps(batch, schedule.steps(), &mut rng);
-    let noise: Vec<f32> =
-        (0..xs.elem_count()).map(|_| StandardNormal.sample(&mut rng)).collect();
+    let noise: Vec<f32> = (0..xs.elem_count()).map(|_| StandardNormal.sample(&mut rng)).collect();
     let noise = Tensor::from_vec(noise, xs.shape(), xs.device())?;
     let y = if model.n_classes() > 0 {
         let no_class = model.n_classes() as u32;

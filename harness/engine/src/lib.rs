@@ -1,1 +1,19 @@
 //! From a plan of cells to records: plugin loading, feature bank, workers, resume.
+
+pub mod asset;
+pub mod bank;
+pub mod catalogue;
+pub mod check;
+pub mod classifier;
+mod error;
+pub mod host;
+mod image;
+pub mod job;
+pub mod key;
+pub mod pack;
+pub mod process;
+pub mod supervise;
+pub mod text;
+pub mod worker;
+
+pub use error::{EngineError, ErrorKind, did_you_mean};

@@ -6,10 +6,30 @@
 
 pub mod numeric;
 
+use oodbench_sdk::{Detector, DetectorBox, Error, HostBox, Info, Result};
+
 /// Declares the detectors' modules, and the macro that exports them all.
 macro_rules! detectors {
     ($($file:ident::$name:ident),+ $(,)?) => {
         $(pub mod $file;)+
+
+        /// What each detector of this crate says about itself.
+        pub fn infos() -> Vec<Info> {
+            vec![$(<$file::$name as Detector>::info()),+]
+        }
+
+        /// Makes a detector of this crate as the pack does, without a library around it.
+        ///
+        /// # Errors
+        /// An id that is not there, parameters that are unknown or out of range.
+        pub fn create(id: &str, params: &str, host: HostBox) -> Result<DetectorBox> {
+            $(
+                if <$file::$name as Detector>::info().id == id {
+                    return oodbench_sdk::create::<$file::$name>(params, host);
+                }
+            )+
+            Err(Error::new(format!("there is no detector `{id}`")))
+        }
 
         /// Exports every detector of this crate as a pack.
         #[macro_export]

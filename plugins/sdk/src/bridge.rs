@@ -7,7 +7,7 @@ use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
 use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RSliceMut, RStr, RString, RVec};
 use oodbench_abi::{
     Descriptor, Detector as RawDetector, Detector_TO, DetectorBox, ErrorCode, FitData as RawFit,
-    HostBox, Param as RawParam, RawError, RawResult, ScoreBatch, extension,
+    HostBox, Param as RawParam, RawError, RawResult, ScoreBatch, TensorView, extension,
 };
 
 use crate::data::{Batch, FitData};
@@ -64,7 +64,8 @@ pub fn descriptor<D: Detector>() -> Result<Descriptor> {
         source: param.source.into(),
     });
     let params: RVec<RawParam> = params.collect();
-    let Info { id, title, family, summary, paper, year, url, needs, random, companion_of, .. } = info;
+    let Info { id, title, family, summary, paper, year, url, needs, random, companion_of, .. } =
+        info;
     Ok(Descriptor {
         id: id.into(),
         title: title.into(),
@@ -88,56 +89,140 @@ pub fn descriptor<D: Detector>() -> Result<Descriptor> {
 pub fn create<D: Detector>(params: &str, host: HostBox) -> Result<DetectorBox> {
     let params: D::Params = serde_json::from_str(params)
         .map_err(|err| Error::with_code(ErrorCode::BAD_PARAMETER, err.to_string()))?;
-    let detector = D::new(params, Host::new(host))?;
-    let bridge = Bridge { detector: ManuallyDrop::new(detector) };
+    let host = Host::new(host);
+    let detector = D::new(params, host.clone())?;
+    let bridge = Bridge { detector: ManuallyDrop::new(detector), host, sizes: None };
     Ok(Detector_TO::from_value(bridge, TD_Opaque))
 }
 
 /// A detector behind the ABI.
 struct Bridge<D: Detector> {
     detector: ManuallyDrop<D>,
+    host: Host,
+    /// Of the classifier that the detector was fitted on; unknown before that.
+    sizes: Option<Sizes>,
+}
+
+/// Columns of logits and features. They are checked here once, so that a detector which keeps
+/// nothing of its fit still refuses the outputs of another classifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    n_classes: usize,
+    n_features: usize,
+}
+
+impl Sizes {
+    /// Bytes that stand before a detector's own state.
+    const LEN: usize = 16;
+
+    fn check(self, logits: TensorView<'_>, features: TensorView<'_>) -> Result<()> {
+        for (view, what, columns) in
+            [(logits, "logits", self.n_classes), (features, "features", self.n_features)]
+        {
+            let shape = view.shape.as_slice();
+            if !view.is_absent() && shape.get(1) != Some(&columns) {
+                return Err(Error::input(format!("{what} expected [n, {columns}], got {shape:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn to_bytes(self) -> [u8; Self::LEN] {
+        let (classes, features) = (self.n_classes as u64, self.n_features as u64);
+        (u128::from(classes) | u128::from(features) << 64).to_le_bytes()
+    }
+
+    /// The sizes in front of a state, and the rest of it.
+    fn split(state: &[u8]) -> Result<(Self, &[u8])> {
+        let sizes = state.split_first_chunk().and_then(|(bytes, rest)| {
+            let both = u128::from_le_bytes(*bytes);
+            let n_classes = usize::try_from(both as u64).ok()?;
+            let n_features = usize::try_from((both >> 64) as u64).ok()?;
+            Some((Self { n_classes, n_features }, rest))
+        });
+        sizes.ok_or_else(|| Error::input("the saved state is cut off"))
+    }
+}
+
+impl<D: Detector> Bridge<D> {
+    fn fit(&mut self, data: RawFit<'_>) -> Result<()> {
+        let sizes = Sizes { n_classes: data.n_classes, n_features: data.n_features };
+        let splits = [Some(data.train), Some(data.val), data.val_ood.into_option()];
+        for split in splits.into_iter().flatten() {
+            sizes.check(split.logits, split.features)?;
+        }
+        self.detector.fit(&FitData::new(data))?;
+        self.sizes = Some(sizes);
+        Ok(())
+    }
+
+    fn score(&mut self, batch: ScoreBatch<'_>, out: &mut [f32]) -> Result<()> {
+        if out.len() != batch.len {
+            return Err(Error::input(format!(
+                "scores expected room for {}, got {}",
+                batch.len,
+                out.len()
+            )));
+        }
+        if let Some(sizes) = self.sizes {
+            sizes.check(batch.logits, batch.features)?;
+        }
+        self.detector.score(&Batch::new(batch)?, out)
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>> {
+        let Some(state) = self.detector.save_state()? else {
+            return Err(unsupported("this detector keeps no state"));
+        };
+        let sizes = self.sizes.ok_or_else(|| Error::new("the detector is not fitted"))?;
+        Ok([&sizes.to_bytes()[..], &state].concat())
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<()> {
+        let (sizes, state) = Sizes::split(state)?;
+        self.detector.load_state(state)?;
+        self.sizes = Some(sizes);
+        Ok(())
+    }
+}
+
+fn unsupported(what: impl Into<String>) -> Error {
+    Error::with_code(ErrorCode::UNSUPPORTED, what)
 }
 
 impl<D: Detector> RawDetector for Bridge<D> {
     fn fit(&mut self, data: RawFit<'_>) -> RawResult<()> {
-        guarded(|| self.detector.fit(&FitData::new(data)))
+        guarded(|| Bridge::fit(self, data))
     }
 
     fn score(&mut self, batch: ScoreBatch<'_>, mut out: RSliceMut<'_, f32>) -> RawResult<()> {
-        guarded(|| {
-            if out.len() != batch.len {
-                return Err(Error::input(format!(
-                    "scores expected room for {}, got {}",
-                    batch.len,
-                    out.len()
-                )));
-            }
-            self.detector.score(&Batch::new(batch)?, out.as_mut_slice())
-        })
+        guarded(|| Bridge::score(self, batch, out.as_mut_slice()))
     }
 
     fn extension(&mut self, id: RStr<'_>, input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
-        let unsupported = |what: &str| Error::with_code(ErrorCode::UNSUPPORTED, what);
         guarded(|| match id.as_str() {
-            extension::SAVE_STATE => match self.detector.save_state()? {
-                Some(state) => Ok(state.into()),
-                None => Err(unsupported("this detector keeps no state")),
-            },
-            extension::LOAD_STATE => {
-                self.detector.load_state(input.as_slice())?;
-                Ok(RVec::new())
-            }
-            other => Err(unsupported(&format!("unknown extension `{other}`"))),
+            extension::SAVE_STATE => self.save_state().map(RVec::from),
+            extension::LOAD_STATE => self.load_state(input.as_slice()).map(|()| RVec::new()),
+            other => Err(unsupported(format!("unknown extension `{other}`"))),
         })
     }
 }
 
 impl<D: Detector> Drop for Bridge<D> {
     fn drop(&mut self) {
-        // A panic in a destructor must not cross the boundary either; there is nobody to tell.
-        let _ = catch_unwind(AssertUnwindSafe(|| {
+        // A panic in a destructor must not cross the boundary either. The scores are out by then,
+        // so it is a warning.
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
             // SAFETY: the detector is dropped here alone, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.detector) }
         }));
+        if let Err(panic) = dropped {
+            let id = D::info().id;
+            self.host
+                .warn(&format!("`{id}` panicked when it was dropped: {}", panic_text(&*panic)));
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,9 @@ fn matrix<'a>(view: TensorView<'a>, len: usize, what: &str) -> Result<Matrix<'a>
     }
     let shape = view.shape.as_slice();
     match *shape {
-        [rows, cols] if rows == len && view.is_valid() => Matrix::new(view.data.as_slice(), rows, cols),
+        [rows, cols] if rows == len && view.is_valid() => {
+            Matrix::new(view.data.as_slice(), rows, cols)
+        }
         _ => Err(Error::input(format!("{what} expected [{len}, …], got {shape:?}"))),
     }
 }
@@ -235,5 +237,39 @@ impl<'a> Batch<'a> {
                 self.raw.len
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_needs_as_many_values_as_its_size_says() {
+        let values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let matrix = Matrix::new(&values, 2, 3).unwrap();
+        assert_eq!(matrix.row(1), [4.0, 5.0, 6.0]);
+        assert_eq!(matrix.rows().map(|row| row[0]).collect::<Vec<_>>(), [1.0, 4.0]);
+        assert!(Matrix::new(&values, 2, 2).is_err());
+        assert!(Matrix::new(&values, usize::MAX, 2).is_err(), "the product overflows");
+    }
+
+    #[test]
+    fn a_matrix_without_columns_still_has_rows() {
+        let rows = Matrix::new(&[], 3, 0).unwrap();
+        assert_eq!(rows.rows().len(), 3);
+    }
+
+    #[test]
+    fn views_are_checked_against_the_number_of_images() {
+        let (values, shape) = ([0.0; 6], [3, 2]);
+        let view = TensorView::new(&values, &shape);
+        assert!(matrix(view, 3, "logits").is_ok());
+        let error = matrix(view, 2, "logits").unwrap_err().to_string();
+        assert_eq!(error, "logits expected [2, …], got [3, 2]");
+        let error = matrix(TensorView::absent(), 2, "logits").unwrap_err().to_string();
+        assert_eq!(error, "logits were not asked for in the detector's needs");
+        let on_a_gpu = TensorView { device_type: 2, ..view };
+        assert!(matrix(on_a_gpu, 3, "logits").is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 /// Exports detectors as a pack. Once in a crate of `crate-type = ["cdylib"]`:
 ///
-/// ```ignore
+/// ```text
 /// oodbench_sdk::export_pack!(MaxLogit, MinMaxLogit);
 /// ```
 ///

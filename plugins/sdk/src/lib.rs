@@ -54,7 +54,7 @@ pub use error::{Error, Result};
 pub use example::Example;
 pub use host::{Forward, Head, Host, ImageBatch, Layer};
 pub use info::{Info, Param};
-pub use oodbench_abi::{ExampleSplit, Needs};
+pub use oodbench_abi::{DetectorBox, ExampleSplit, HostBox, Needs};
 pub use serde;
 pub use serde_json;
 
@@ -71,12 +71,21 @@ pub mod __private {
     pub use oodbench_abi as abi;
 }
 
+/// Makes a detector without a library around it, as the host would get it: for tests of a detector
+/// in its own crate.
+///
+/// # Errors
+/// Parameters, a JSON object, that are unknown, of another type, or out of range.
+pub fn create<D: Detector>(params: &str, host: HostBox) -> Result<DetectorBox> {
+    bridge::create::<D>(params, host)
+}
+
 /// What most detectors import.
 pub mod prelude {
     pub use crate::serde::{self, Deserialize, Serialize};
     pub use crate::{
-        Batch, Detector, Error, Example, ExampleSplit, FitData, Host, Info, Matrix, Needs, NoParams, Param, Result,
-        Split,
+        Batch, Detector, Error, Example, ExampleSplit, FitData, Host, Info, Matrix, Needs,
+        NoParams, Param, Result, Split,
     };
 }
 

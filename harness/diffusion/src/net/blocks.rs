@@ -1,8 +1,8 @@
 //! What the U-Nets are made of.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::ops::softmax;
 use candle_nn::VarBuilder;
+use candle_nn::ops::softmax;
 use oodbench_nn::kernels::{Activation, silu};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
 use rand::RngExt;
@@ -84,7 +84,12 @@ impl ResnetBlock {
     /// # Shapes
     /// - `xs`: `[batch, c_in, height, width]`
     /// - `temb`: `[batch, temb_channels]`, already through SiLU
-    pub(super) fn forward(&self, xs: &Tensor, temb: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+    pub(super) fn forward(
+        &self,
+        xs: &Tensor,
+        temb: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
         let hs = self.conv1.forward(&self.norm1.forward(xs, Activation::Silu)?)?;
         let temb = self.temb_proj.forward(temb)?.unsqueeze(2)?.unsqueeze(3)?;
         let hs = hs.broadcast_add(&temb)?;
@@ -108,7 +113,8 @@ pub(super) struct AttnBlock {
 
 impl AttnBlock {
     pub(super) fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        let conv = |name: &str| Conv2d::with_bias(channels, channels, ConvShape::one(1), vb.pp(name));
+        let conv =
+            |name: &str| Conv2d::with_bias(channels, channels, ConvShape::one(1), vb.pp(name));
         Ok(Self {
             norm: normalise(channels, vb.pp("norm"))?,
             q: conv("q")?,
@@ -148,9 +154,7 @@ impl Downsample {
 
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Conv(conv) => {
-                conv.forward(&xs.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
-            }
+            Self::Conv(conv) => conv.forward(&xs.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?),
             Self::Average => xs.avg_pool2d(2),
         }
     }

@@ -156,7 +156,12 @@ impl DdimUNet {
         Ok(Self {
             temb: TimeMlp::new(ch, temb_ch, vb.pp("temb.dense"))?,
             label_emb,
-            conv_in: Conv2d::with_bias(config.in_channels, ch, ConvShape::three(1), vb.pp("conv_in"))?,
+            conv_in: Conv2d::with_bias(
+                config.in_channels,
+                ch,
+                ConvShape::three(1),
+                vb.pp("conv_in"),
+            )?,
             down,
             mid_block_1,
             mid_attn_1,
@@ -195,7 +200,13 @@ impl DdimConfig {
 }
 
 impl EpsModel for DdimUNet {
-    fn eps(&self, x_t: &Tensor, t: &Tensor, y: Option<&Tensor>, mut pass: Pass<'_>) -> Result<Tensor> {
+    fn eps(
+        &self,
+        x_t: &Tensor,
+        t: &Tensor,
+        y: Option<&Tensor>,
+        mut pass: Pass<'_>,
+    ) -> Result<Tensor> {
         let pass = &mut pass;
         let mut temb = self.temb.forward(&timestep_embedding(t, self.config.ch)?)?;
         match (&self.label_emb, y) {

@@ -25,7 +25,8 @@ pub fn scatter<'c>(xs: Matrix<'_>, centre: impl Fn(usize) -> &'c [f64]) -> Mat<f
     let mut total = Mat::<f64>::zeros(d, d);
     for first in (0..xs.n_rows()).step_by(ROWS) {
         let n = ROWS.min(xs.n_rows() - first);
-        let block = Mat::from_fn(n, d, |i, j| f64::from(xs.row(first + i)[j]) - centre(first + i)[j]);
+        let block =
+            Mat::from_fn(n, d, |i, j| f64::from(xs.row(first + i)[j]) - centre(first + i)[j]);
         matmul(total.as_mut(), Accum::Add, block.transpose(), block.as_ref(), 1.0, Par::rayon(0));
     }
     let n = xs.n_rows().max(1) as f64;
@@ -91,7 +92,8 @@ pub fn least_squares(w: Matrix<'_>, b: &[f32]) -> Result<Vec<f64>> {
 
 /// `(xs - centre) * basis`, `[n, basis columns]`, row-major.
 pub fn project(xs: Matrix<'_>, centre: &[f64], basis: MatRef<'_, f64>) -> Mat<f64> {
-    let centred = Mat::from_fn(xs.n_rows(), xs.n_cols(), |i, j| f64::from(xs.row(i)[j]) - centre[j]);
+    let centred =
+        Mat::from_fn(xs.n_rows(), xs.n_cols(), |i, j| f64::from(xs.row(i)[j]) - centre[j]);
     let mut out = Mat::zeros(xs.n_rows(), basis.ncols());
     matmul(out.as_mut(), Accum::Replace, centred.as_ref(), basis, 1.0, Par::rayon(0));
     out

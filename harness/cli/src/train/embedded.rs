@@ -1,0 +1,279 @@
+//! `train embedded`: draws the digits and trains the two networks on them.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use oodbench_datasets::glyphs::{self, GlyphSet, IMAGE_SIDE, N_CLASSES, Part};
+use oodbench_diffusion::checkpoint::{NET_KEY, SCHEDULE_KEY};
+use oodbench_diffusion::train::train_diffusion;
+use oodbench_nn::checkpoint::StateDict;
+use oodbench_nn::classifier::Classifier;
+use oodbench_nn::examples::{Augmentation, Examples, batch};
+use oodbench_nn::train::train_classifier;
+
+use super::recipe::Recipe;
+use super::weights::{Metadata, to_bytes, write_atomically};
+use super::{EmbeddedArgs, NetworkName};
+
+pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
+    let recipe = Recipe::load(args.recipe.as_deref())?;
+    let device = oodbench_nn::device::device(&args.device)?;
+    let wanted = |name| args.only.is_none_or(|only| only == name);
+    if wanted(NetworkName::Classifier) {
+        let path = args.out.join("classifier.safetensors");
+        let hash = recipe.classifier_hash()?;
+        if args.force || !is_made_by(&path, &hash) {
+            write_atomically(&path, &classifier(&recipe, &hash, &device)?)?;
+        }
+        say(&format!("classifier: `{}`", path.display()));
+    }
+    if wanted(NetworkName::Diffusion) {
+        let path = args.out.join("diffusion.safetensors");
+        let hash = recipe.diffusion_hash()?;
+        if args.force || !is_made_by(&path, &hash) {
+            std::fs::create_dir_all(&args.work)
+                .with_context(|| format!("create folder `{}`", args.work.display()))?;
+            // Named after the recipe, so that a changed one starts anew.
+            let checkpoint = args.work.join(format!("diffusion-{}.safetensors", &hash[..16]));
+            write_atomically(&path, &diffusion(&recipe, &hash, &checkpoint, &device)?)?;
+            std::fs::remove_file(&checkpoint)
+                .with_context(|| format!("remove checkpoint `{}`", checkpoint.display()))?;
+        }
+        say(&format!("diffusion: `{}`", path.display()));
+    }
+    Ok(())
+}
+
+/// Progress is talk: it goes to stderr, and a closed stderr does not stop a training.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+fn is_made_by(path: &Path, hash: &str) -> bool {
+    StateDict::open(path)
+        .is_ok_and(|file| file.metadata().get("recipe").is_some_and(|found| found == hash))
+}
+
+/// Images of one part, drawn once.
+struct Drawn {
+    pixels: Vec<u8>,
+    set: GlyphSet,
+}
+
+impl Drawn {
+    const BYTES: usize = (IMAGE_SIDE * IMAGE_SIDE * 3) as usize;
+
+    fn new(part: Part, count: usize) -> Self {
+        let set = GlyphSet { part, count };
+        Self { pixels: (0..count).flat_map(|index| set.pixels(index)).collect(), set }
+    }
+}
+
+impl Examples for Drawn {
+    fn len(&self) -> usize {
+        self.set.count
+    }
+
+    fn size(&self) -> (usize, usize) {
+        (IMAGE_SIDE as usize, IMAGE_SIDE as usize)
+    }
+
+    fn pixels(&self, index: usize) -> &[u8] {
+        &self.pixels[index * Self::BYTES..][..Self::BYTES]
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.set.label(index) as u32
+    }
+}
+
+fn metadata(format: &str, hash: &str) -> Metadata {
+    Metadata::from([
+        ("format", format!("oodbench.{format}/1")),
+        ("images", glyphs::VERSION.to_owned()),
+        ("recipe", hash.to_owned()),
+    ])
+}
+
+/// Trains the classifier; the bytes of its file.
+fn classifier(recipe: &Recipe, hash: &str, device: &Device) -> Result<Vec<u8>> {
+    let part = &recipe.classifier;
+    let train = Drawn::new(Part::DigitsTrain, recipe.images.train);
+    let val = Drawn::new(Part::DigitsVal, recipe.images.val);
+    let arch = part.architecture()?;
+    let epochs = part.recipe.epochs;
+    let tensors = train_classifier(
+        arch,
+        N_CLASSES,
+        part.normalisation(),
+        (&train, &val),
+        &part.recipe,
+        device,
+        |report| {
+            say(&format!(
+                "classifier: epoch {}/{epochs}, loss {:.4}, accuracy {:.2} %, {:.0} images/s, {} left",
+                report.epoch,
+                report.loss,
+                100.0 * report.val_accuracy,
+                train.len() as f64 / report.wall_s.max(1e-9),
+                duration((epochs - report.epoch) as f64 * report.wall_s),
+            ));
+        },
+    )?;
+    let mut metadata = metadata("classifier", hash);
+    metadata.insert("arch", part.arch.clone());
+    metadata.insert("classes", N_CLASSES.to_string());
+    metadata.insert("mean", serde_json::to_string(&part.mean)?);
+    metadata.insert("std", serde_json::to_string(&part.std)?);
+    let accuracy = accuracy_as_read(recipe, &to_bytes(&tensors, &metadata)?, &val, device)?;
+    say(&format!("classifier: accuracy {:.2} % in half precision", 100.0 * accuracy));
+    metadata.insert("val_accuracy", accuracy.to_string());
+    to_bytes(&tensors, &metadata)
+}
+
+/// The accuracy of a file's weights, which rounding may have changed.
+fn accuracy_as_read(recipe: &Recipe, bytes: &[u8], val: &Drawn, device: &Device) -> Result<f64> {
+    const BATCH: usize = 200;
+    let part = &recipe.classifier;
+    let weights = StateDict::from_bytes(bytes, Path::new("classifier.safetensors"))?;
+    let (arch, normalisation) = (Some(part.arch.as_str()), part.normalisation());
+    let classifier = Classifier::load(&weights, arch, N_CLASSES, normalisation, device)?;
+    let plain = Augmentation { crop_padding: 0, horizontal_flip: false };
+    let indices: Vec<usize> = (0..val.len()).collect();
+    let mut right = 0.0;
+    for indices in indices.chunks(BATCH) {
+        let (xs, ys) = batch(val, indices, plain, (0, 0), &Device::Cpu)?;
+        let images = xs.flatten_all()?.to_vec1::<f32>()?;
+        let logits = classifier.forward(&images, val.size())?.logits.to_device(&Device::Cpu)?;
+        let hits = logits.argmax(1)?.eq(&ys)?.to_dtype(DType::F32)?.sum_all()?;
+        right += f64::from(hits.to_scalar::<f32>()?);
+    }
+    ensure!(!val.is_empty(), "`images.val` expected at least 1, got 0");
+    Ok(right / val.len() as f64)
+}
+
+/// Trains the diffusion network; the bytes of its file.
+fn diffusion(recipe: &Recipe, hash: &str, checkpoint: &Path, device: &Device) -> Result<Vec<u8>> {
+    const SAY_EVERY: Duration = Duration::from_secs(20);
+    let part = &recipe.diffusion;
+    let train = Drawn::new(Part::DigitsTrain, recipe.images.diffusion);
+    let total = part.recipe.steps;
+    let (mut said, mut steps, mut loss) = (Instant::now(), 0u64, 0.0);
+    let tensors: BTreeMap<String, Tensor> = train_diffusion(
+        &part.net,
+        &part.schedule,
+        &train,
+        &part.recipe,
+        Some(checkpoint),
+        device,
+        |report| {
+            steps += 1;
+            loss += report.loss;
+            if said.elapsed() >= SAY_EVERY || report.step == total {
+                let steps_a_second = steps as f64 / said.elapsed().as_secs_f64().max(1e-9);
+                say(&format!(
+                    "diffusion: step {}/{total}, loss {:.3}, {:.0} images/s, {} left",
+                    report.step,
+                    loss / steps as f64,
+                    steps_a_second * part.recipe.batch_size as f64,
+                    duration((total - report.step) as f64 / steps_a_second),
+                ));
+                (said, steps, loss) = (Instant::now(), 0, 0.0);
+            }
+        },
+    )?;
+    let mut metadata = metadata("diffusion", hash);
+    metadata.insert(NET_KEY, serde_json::to_string(&part.net)?);
+    metadata.insert(SCHEDULE_KEY, serde_json::to_string(&part.schedule)?);
+    metadata.insert("steps", total.to_string());
+    to_bytes(&tensors, &metadata)
+}
+
+/// Seconds for people.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.max(0.0) as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oodbench_diffusion::net::NetConfig;
+
+    /// A recipe of seconds.
+    fn tiny() -> Recipe {
+        let mut recipe = Recipe::load(None).unwrap();
+        recipe.images = super::super::recipe::Images { train: 40, diffusion: 40, val: 20 };
+        recipe.classifier.arch = "resnet8".to_owned();
+        recipe.classifier.recipe.epochs = 1;
+        recipe.classifier.recipe.batch_size = 8;
+        recipe.diffusion.recipe.steps = 2;
+        recipe.diffusion.recipe.batch_size = 4;
+        let NetConfig::Ddim(net) = &mut recipe.diffusion.net;
+        net.ch_mult = vec![1, 1];
+        recipe
+    }
+
+    fn args(folder: &Path) -> EmbeddedArgs {
+        let recipe = folder.join("tiny.toml");
+        std::fs::write(&recipe, toml::to_string(&tiny()).unwrap()).unwrap();
+        EmbeddedArgs {
+            out: folder.join("out"),
+            recipe: Some(recipe),
+            only: None,
+            force: false,
+            work: folder.join("work"),
+            device: "cpu".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_training_ends_with_files_that_describe_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = args(folder.path());
+        run(&args).unwrap();
+        let file = |name: &str| StateDict::open(&args.out.join(name)).unwrap();
+
+        let weights = file("classifier.safetensors");
+        let about = weights.metadata();
+        let normalisation = oodbench_nn::classifier::Normalisation {
+            mean: serde_json::from_str(&about["mean"]).unwrap(),
+            std: serde_json::from_str(&about["std"]).unwrap(),
+        };
+        let (arch, classes) = (Some(about["arch"].as_str()), about["classes"].parse().unwrap());
+        Classifier::load(&weights, arch, classes, normalisation, &Device::Cpu).unwrap();
+        assert!((0.0..=1.0).contains(&about["val_accuracy"].parse::<f64>().unwrap()));
+
+        let weights = file("diffusion.safetensors");
+        let net: NetConfig = serde_json::from_str(&weights.metadata()["net"]).unwrap();
+        let (vb, usage) = weights.builder(&Device::Cpu);
+        net.build(vb).unwrap();
+        assert!(usage.unused().is_empty());
+
+        // Nothing is left to do, and the same recipe gives the same bytes again.
+        let bytes = || ["classifier", "diffusion"].map(|name| {
+            std::fs::read(args.out.join(name).with_extension("safetensors")).unwrap()
+        });
+        let first = bytes();
+        assert_eq!(std::fs::read_dir(&args.work).unwrap().count(), 0);
+        run(&args).unwrap();
+        assert_eq!(std::fs::read_dir(&args.work).unwrap().count(), 0);
+        run(&EmbeddedArgs { force: true, ..args }).unwrap();
+        assert_eq!(first, ["classifier", "diffusion"].map(|name| {
+            std::fs::read(folder.path().join("out").join(name).with_extension("safetensors")).unwrap()
+        }));
+    }
+
+    #[test]
+    fn durations_are_read_at_a_glance() {
+        assert_eq!([5.0, 65.0, 7300.0].map(duration), ["5 s", "1 min 05 s", "2 h 01 min"]);
+    }
+}

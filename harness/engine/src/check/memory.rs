@@ -1,0 +1,461 @@
+//! Running a detector on arrays in memory: the data, the host's services on it, and the calls.
+//!
+//! The conformance check fits worked examples this way, and the golden tests reference data.
+//! Nothing that the needs do not declare is handed over or offered.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
+use oodbench_abi::abi_stable::std_types::{
+    RNone, RResult, RSlice, RSliceMut, RSome, RStr, RString, RVec,
+};
+use oodbench_abi::{
+    DetectorBox, ErrorCode, FitData, ForwardOutputs, Head, Host, Host_TO, HostBox, LogLevel,
+    NamedTensor, Needs, RawError, RawResult, ScoreBatch, SplitId, SplitView, TensorView,
+};
+
+/// A dense row-major array. An empty shape says that there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemoryTensor {
+    pub data: Vec<f32>,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl MemoryTensor {
+    /// An array.
+    ///
+    /// # Panics
+    ///
+    /// When the product of `shape` is not the number of elements.
+    pub fn new(data: Vec<f32>, shape: &[usize]) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?} of an array");
+        Self { data, shape: shape.to_vec() }
+    }
+
+    /// Whether there is none.
+    pub fn is_absent(&self) -> bool {
+        self.shape.is_empty()
+    }
+
+    /// The outermost size.
+    pub fn n_rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(0)
+    }
+
+    /// Elements of one row.
+    pub fn row_len(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// The rows with these numbers, in this order.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        if self.is_absent() {
+            return Self::default();
+        }
+        let n = self.row_len();
+        let data = rows.iter().flat_map(|&row| &self.data[row * n..(row + 1) * n]).copied();
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        Self { data: data.collect(), shape }
+    }
+
+    /// A view of it, if `asked`.
+    fn view(&self, asked: bool) -> TensorView<'_> {
+        if asked && !self.is_absent() {
+            TensorView::new(&self.data, &self.shape)
+        } else {
+            TensorView::absent()
+        }
+    }
+}
+
+/// Images and what the classifier gives for them. What is not there is absent or empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemorySplit {
+    /// Classes, one for each image.
+    pub labels: Vec<i64>,
+    /// `[len, n_classes]`
+    pub logits: MemoryTensor,
+    /// `[len, n_features]`
+    pub features: MemoryTensor,
+    /// `[len, 3, height, width]` in `[0, 1]`
+    pub images: MemoryTensor,
+}
+
+impl MemorySplit {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.logits.n_rows().max(self.features.n_rows()).max(self.images.n_rows())
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The images with these numbers, in this order.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such image.
+    #[must_use]
+    pub fn select(&self, images: &[usize]) -> Self {
+        let labels = match self.labels.len() {
+            0 => Vec::new(),
+            _ => images.iter().map(|&i| self.labels[i]).collect(),
+        };
+        Self {
+            labels,
+            logits: self.logits.select(images),
+            features: self.features.select(images),
+            images: self.images.select(images),
+        }
+    }
+
+    fn view(&self, needs: Needs) -> SplitView<'_> {
+        let labels: &[i64] = if needs.contains(Needs::LABELS) { &self.labels } else { &[] };
+        SplitView {
+            len: self.len(),
+            labels: RSlice::from_slice(labels),
+            logits: self.logits.view(needs.contains(Needs::LOGITS)),
+            features: self.features.view(needs.contains(Needs::FEATURES)),
+        }
+    }
+}
+
+/// The last linear layer of a classifier.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemoryHead {
+    /// `[n_classes, n_features]`
+    pub weight: Vec<f32>,
+    /// `[n_classes]`
+    pub bias: Vec<f32>,
+}
+
+/// What a detector is fitted on, and the last layer of the classifier behind it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemoryData {
+    pub n_classes: usize,
+    pub n_features: usize,
+    /// Height and width of the images, where there are any.
+    pub image_size: Option<(usize, usize)>,
+    pub head: Option<MemoryHead>,
+    pub train: MemorySplit,
+    pub val: MemorySplit,
+    pub val_ood: Option<MemorySplit>,
+}
+
+/// What runs images of a detector's own; images are in `[0, 1]`, `[n, 3, height, width]`.
+pub trait ImageNetwork: Send + Sync {
+    /// Logits and features.
+    ///
+    /// # Errors
+    /// Images that it does not take.
+    fn forward(&self, images: &[f32], size: (usize, usize)) -> Result<ForwardOutputs, RawError>;
+
+    /// The gradient of `sum(cotangent * at)` with respect to the images.
+    ///
+    /// # Errors
+    /// A layer that it does not have, a cotangent of another shape.
+    fn vjp(
+        &self,
+        images: &[f32],
+        size: (usize, usize),
+        at: &str,
+        cotangent: &[f32],
+    ) -> Result<Vec<f32>, RawError>;
+
+    /// The names of its layers.
+    fn layer_names(&self) -> Vec<String>;
+
+    /// The activations of one layer, `[n, …]`.
+    ///
+    /// # Errors
+    /// A layer that it does not have.
+    fn layer(
+        &self,
+        images: &[f32],
+        size: (usize, usize),
+        name: &str,
+    ) -> Result<MemoryTensor, RawError>;
+}
+
+/// A host whose data lie in memory.
+pub struct MemoryHost {
+    needs: Needs,
+    data: Arc<MemoryData>,
+    network: Option<Arc<dyn ImageNetwork>>,
+    seed: u64,
+    assets: BTreeMap<String, PathBuf>,
+}
+
+impl MemoryHost {
+    /// A host that offers what `needs` declare, with seed 0 and without a network or files.
+    pub fn new(needs: Needs, data: Arc<MemoryData>) -> Self {
+        Self { needs, data, network: None, seed: 0, assets: BTreeMap::new() }
+    }
+
+    /// What `forward`, `vjp` and `layers` run.
+    #[must_use]
+    pub fn network(mut self, network: Arc<dyn ImageNetwork>) -> Self {
+        self.network = Some(network);
+        self
+    }
+
+    /// The seed of the run.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The file that a parameter stands for.
+    #[must_use]
+    pub fn asset(mut self, parameter: &str, path: PathBuf) -> Self {
+        self.assets.insert(parameter.to_owned(), path);
+        self
+    }
+
+    /// The host as a detector takes it.
+    pub fn boxed(self) -> HostBox {
+        Host_TO::from_value(self, TD_Opaque)
+    }
+
+    fn offers(&self, need: Needs, service: &str) -> Result<(), RawError> {
+        if self.needs.contains(need) {
+            return Ok(());
+        }
+        let name = need.names().join(", ");
+        Err(unavailable(format!(
+            "service `{service}` was not asked for: add `{name}` to the needs"
+        )))
+    }
+
+    /// The network and the size of these images.
+    fn run(&self, images: TensorView<'_>) -> Result<(&dyn ImageNetwork, (usize, usize)), RawError> {
+        let size = match *images.shape.as_slice() {
+            [_, 3, height, width] if images.is_valid() => (height, width),
+            ref shape => {
+                return Err(bad_input(format!(
+                    "images expected [n, 3, height, width], got {shape:?}"
+                )));
+            }
+        };
+        let network = self.network.as_deref();
+        Ok((network.ok_or_else(|| unavailable("there is no network".to_owned()))?, size))
+    }
+
+    fn do_images(&self, split: SplitId, first: usize, out: &mut [f32]) -> Result<(), RawError> {
+        self.offers(Needs::IMAGES, "images")?;
+        let needs = self.needs;
+        let asked = |need: Needs, split| if needs.contains(need) { split } else { None };
+        let found = match split {
+            SplitId::TRAIN => asked(Needs::TRAIN, Some(&self.data.train)),
+            SplitId::VAL => asked(Needs::VAL, Some(&self.data.val)),
+            SplitId::VAL_OOD => asked(Needs::VAL_OOD, self.data.val_ood.as_ref()),
+            _ => None,
+        };
+        let images = found.map(|split| &split.images).filter(|images| !images.is_absent());
+        let images = images.ok_or_else(|| {
+            unavailable(format!("images of split {} were not asked for, or are not there", split.0))
+        })?;
+        let row = images.row_len();
+        let start = first.checked_mul(row).filter(|_| out.len().is_multiple_of(row));
+        let wanted = start.and_then(|start| images.data.get(start..start.checked_add(out.len())?));
+        let Some(wanted) = wanted else {
+            return Err(bad_input(format!(
+                "images expected a multiple of {row} values within {} images, got {} from image {first}",
+                images.n_rows(),
+                out.len()
+            )));
+        };
+        out.copy_from_slice(wanted);
+        Ok(())
+    }
+
+    fn do_head(&self) -> Result<Head, RawError> {
+        self.offers(Needs::HEAD, "head")?;
+        let head = self.data.head.as_ref();
+        let head = head.ok_or_else(|| unavailable("there is no head".to_owned()))?;
+        Ok(Head {
+            weight: head.weight.clone().into(),
+            bias: head.bias.clone().into(),
+            n_classes: self.data.n_classes,
+            n_features: self.data.n_features,
+        })
+    }
+
+    fn do_image_shape(&self) -> Result<RVec<usize>, RawError> {
+        self.offers(Needs::IMAGES, "image_shape")?;
+        let size = self.data.image_size;
+        let (height, width) = size.ok_or_else(|| unavailable("there are no images".to_owned()))?;
+        Ok(vec![3, height, width].into())
+    }
+
+    fn do_vjp(
+        &self,
+        images: TensorView<'_>,
+        at: &str,
+        cotangent: TensorView<'_>,
+    ) -> Result<RVec<f32>, RawError> {
+        self.offers(Needs::GRADIENT, "vjp")?;
+        let (network, size) = self.run(images)?;
+        Ok(network.vjp(images.data.as_slice(), size, at, cotangent.data.as_slice())?.into())
+    }
+
+    fn do_layers(
+        &self,
+        images: TensorView<'_>,
+        names: RVec<RString>,
+    ) -> Result<RVec<NamedTensor>, RawError> {
+        self.offers(Needs::LAYERS, "layers")?;
+        let (network, size) = self.run(images)?;
+        let layer = |name: RString| {
+            let MemoryTensor { data, shape } =
+                network.layer(images.data.as_slice(), size, &name)?;
+            Ok(NamedTensor { name, data: data.into(), shape: shape.into() })
+        };
+        names.into_iter().map(layer).collect()
+    }
+}
+
+impl Host for MemoryHost {
+    fn log(&self, _level: LogLevel, _message: RStr<'_>) {
+        // There is no user to tell.
+    }
+
+    fn progress(&self, _done: u64, _total: u64) {}
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn device(&self) -> RString {
+        "cpu".into()
+    }
+
+    fn asset(&self, name: RStr<'_>) -> RawResult<RString> {
+        let asset = self.offers(Needs::ASSETS, "asset").and_then(|()| {
+            let path = self.assets.get(name.as_str());
+            path.map(|path| path.display().to_string().into()).ok_or_else(|| {
+                let message = format!("parameter `{name}` expected a file, got none");
+                RawError::new(ErrorCode::BAD_PARAMETER, message)
+            })
+        });
+        asset.into()
+    }
+
+    fn head(&self) -> RawResult<Head> {
+        self.do_head().into()
+    }
+
+    fn images(&self, split: SplitId, first: usize, mut out: RSliceMut<'_, f32>) -> RawResult<()> {
+        self.do_images(split, first, out.as_mut_slice()).into()
+    }
+
+    fn image_shape(&self) -> RawResult<RVec<usize>> {
+        self.do_image_shape().into()
+    }
+
+    fn forward(&self, images: TensorView<'_>) -> RawResult<ForwardOutputs> {
+        let outputs = self
+            .offers(Needs::FORWARD, "forward")
+            .and_then(|()| self.run(images))
+            .and_then(|(network, size)| network.forward(images.data.as_slice(), size));
+        outputs.into()
+    }
+
+    fn vjp(
+        &self,
+        images: TensorView<'_>,
+        at: RStr<'_>,
+        cotangent: TensorView<'_>,
+    ) -> RawResult<RVec<f32>> {
+        self.do_vjp(images, at.as_str(), cotangent).into()
+    }
+
+    fn layer_names(&self) -> RawResult<RVec<RString>> {
+        let names = self.offers(Needs::LAYERS, "layer_names").map(|()| {
+            let network = self.network.as_ref();
+            network.map(|network| network.layer_names()).unwrap_or_default()
+        });
+        names.map(|names| names.into_iter().map(RString::from).collect()).into()
+    }
+
+    fn layers(&self, images: TensorView<'_>, names: RVec<RString>) -> RawResult<RVec<NamedTensor>> {
+        self.do_layers(images, names).into()
+    }
+
+    fn extension(&self, id: RStr<'_>, _input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
+        let message = format!("unknown extension `{id}`");
+        RResult::RErr(RawError::new(ErrorCode::UNSUPPORTED, message))
+    }
+}
+
+/// Fits a detector; it sees the splits, and of them the tensors, that its needs declare.
+///
+/// # Errors
+/// What the detector says.
+pub fn fit(detector: &mut DetectorBox, needs: Needs, data: &MemoryData) -> Result<(), RawError> {
+    let nothing = MemorySplit::default();
+    let asked = |need: Needs, split| if needs.contains(need) { split } else { &nothing };
+    let val_ood = data.val_ood.as_ref().filter(|_| needs.contains(Needs::VAL_OOD));
+    let data = FitData {
+        train: asked(Needs::TRAIN, &data.train).view(needs),
+        val: asked(Needs::VAL, &data.val).view(needs),
+        val_ood: match val_ood {
+            Some(split) => RSome(split.view(needs)),
+            None => RNone,
+        },
+        n_classes: data.n_classes,
+        n_features: data.n_features,
+    };
+    detector.fit(data).into_result()
+}
+
+/// Scores a batch; image `i` has the key `keys[i]`. A score that the detector did not write is NaN.
+///
+/// # Errors
+/// What the detector says.
+pub fn score(
+    detector: &mut DetectorBox,
+    needs: Needs,
+    batch: &MemorySplit,
+    keys: &[u64],
+) -> Result<Vec<f32>, RawError> {
+    let raw = ScoreBatch {
+        len: keys.len(),
+        keys: RSlice::from_slice(keys),
+        logits: batch.logits.view(needs.contains(Needs::LOGITS)),
+        features: batch.features.view(needs.contains(Needs::FEATURES)),
+        images: batch.images.view(needs.contains(Needs::IMAGES)),
+    };
+    let mut scores = vec![f32::NAN; keys.len()];
+    detector.score(raw, RSliceMut::from_mut_slice(&mut scores)).into_result()?;
+    Ok(scores)
+}
+
+fn unavailable(message: String) -> RawError {
+    RawError::new(ErrorCode::UNAVAILABLE, message)
+}
+
+/// Data of another shape or content than expected.
+pub(super) fn bad_input(message: String) -> RawError {
+    RawError::new(ErrorCode::BAD_INPUT, message)
+}

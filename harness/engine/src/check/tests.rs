@@ -1,0 +1,250 @@
+//! The check, run on detectors that break one rule of the contract each.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
+use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RSliceMut, RStr, RVec};
+use oodbench_abi::{
+    Detector, Detector_TO, Example, ExampleSplit, FitData, Needs, ParamKind, RawResult, ScoreBatch,
+    extension,
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::pack::ParamInfo;
+
+/// Which rule is broken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Breach {
+    None,
+    WrongScore,
+    Random,
+    DependsOnBatch,
+    DependsOnOrder,
+    FailsOnNothing,
+    TakesAnyShape,
+    PanicsOnNan,
+    LosesItsState,
+    AnswersAnything,
+    NeedsFitOrPanics,
+    TakesAnyParameter,
+    RefusesItsDefaults,
+}
+
+/// The sum of the logits, plus a number that it learns in `fit`: 1.
+struct Sum {
+    breach: Breach,
+    learned: Option<f32>,
+    n_classes: usize,
+}
+
+fn error<T>(code: ErrorCode) -> RawResult<T> {
+    RResult::RErr(RawError::new(code, "as told"))
+}
+
+impl Detector for Sum {
+    fn fit(&mut self, data: FitData<'_>) -> RawResult<()> {
+        self.learned = Some(1.0);
+        self.n_classes = data.n_classes;
+        RResult::ROk(())
+    }
+
+    fn score(&mut self, batch: ScoreBatch<'_>, mut out: RSliceMut<'_, f32>) -> RawResult<()> {
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let Some(learned) = self.learned else {
+            let panics = self.breach == Breach::NeedsFitOrPanics;
+            return error(if panics { ErrorCode::PANICKED } else { ErrorCode::FAILED });
+        };
+        let columns = batch.logits.shape[1];
+        if columns != self.n_classes && self.breach != Breach::TakesAnyShape {
+            return error(ErrorCode::BAD_INPUT);
+        }
+        let logits = batch.logits.data.as_slice();
+        match self.breach {
+            Breach::FailsOnNothing if batch.len == 0 => return error(ErrorCode::FAILED),
+            Breach::PanicsOnNan if logits.iter().any(|x| x.is_nan()) => {
+                return error(ErrorCode::PANICKED);
+            }
+            _ => {}
+        }
+        for (i, score) in out.iter_mut().enumerate() {
+            *score = learned + logits[i * columns..(i + 1) * columns].iter().sum::<f32>();
+            *score += match self.breach {
+                Breach::WrongScore => 0.5,
+                Breach::Random => CALLS.fetch_add(1, Ordering::Relaxed) as f32,
+                Breach::DependsOnBatch => batch.len as f32,
+                Breach::DependsOnOrder => i as f32,
+                _ => 0.0,
+            };
+        }
+        RResult::ROk(())
+    }
+
+    fn extension(&mut self, id: RStr<'_>, input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
+        match (id.as_str(), self.learned) {
+            (extension::SAVE_STATE, Some(learned)) => {
+                let state = [learned, self.n_classes as f32].map(f32::to_le_bytes);
+                RResult::ROk(state.concat().into())
+            }
+            (extension::LOAD_STATE, _) => {
+                let (numbers, _) = input.as_slice().as_chunks::<4>();
+                let &[learned, n_classes] = numbers else { return error(ErrorCode::BAD_INPUT) };
+                let lost = if self.breach == Breach::LosesItsState { 1.0 } else { 0.0 };
+                self.learned = Some(f32::from_le_bytes(learned) + lost);
+                self.n_classes = f32::from_le_bytes(n_classes) as usize;
+                RResult::ROk(RVec::new())
+            }
+            _ if self.breach == Breach::AnswersAnything => RResult::ROk(RVec::new()),
+            _ => error(ErrorCode::UNSUPPORTED),
+        }
+    }
+}
+
+fn param(name: &str, kind: ParamKind, default: Value, sweep: Vec<Value>) -> ParamInfo {
+    let (name, doc) = (name.to_owned(), "what it means".to_owned());
+    ParamInfo { name, kind, default, sweep, doc, source: "this test".to_owned() }
+}
+
+fn info() -> DetectorInfo {
+    let batch =
+        ExampleSplit { logits: vec![vec![1.0, 2.0], vec![0.0, -3.0]], ..Default::default() };
+    let example = Example { batch, scores: vec![4.0, -2.0], tolerance: 1e-5, ..Example::default() };
+    DetectorInfo {
+        id: "sum".to_owned(),
+        title: "Sum".to_owned(),
+        family: "logits".to_owned(),
+        summary: "the sum of the logits".to_owned(),
+        paper: String::new(),
+        year: 0,
+        url: String::new(),
+        needs: Needs::LOGITS,
+        params: vec![param("k", ParamKind::INTEGER, json!(1), vec![json!(1), json!(2)])],
+        deterministic: true,
+        companion_of: String::new(),
+        example,
+    }
+}
+
+/// The checks that fail, with their messages.
+fn failures(info: &DetectorInfo, breach: Breach) -> Vec<(String, String)> {
+    let create = |params: &str, _host: HostBox| -> Result<DetectorBox, RawError> {
+        let params: Value = serde_json::from_str(params).unwrap();
+        let known = params.as_object().unwrap().keys().all(|name| name == "k");
+        if breach == Breach::RefusesItsDefaults && params.get("k").is_some()
+            || !known && breach != Breach::TakesAnyParameter
+        {
+            return Err(RawError::new(ErrorCode::BAD_PARAMETER, "as told"));
+        }
+        Ok(Detector_TO::from_value(Sum { breach, learned: None, n_classes: 0 }, TD_Opaque))
+    };
+    let (mut started, mut failed) = (Vec::new(), Vec::new());
+    check_detector(info, &create, &mut |event| match event {
+        CheckEvent::Started(name) => started.push(name),
+        CheckEvent::Ended(result) => {
+            assert_eq!(started.last(), Some(&result.check));
+            assert_eq!(result.passed, result.message.is_empty());
+            if !result.passed {
+                failed.push((result.check, result.message));
+            }
+        }
+    });
+    failed
+}
+
+fn failed_names(breach: Breach) -> Vec<String> {
+    failures(&info(), breach).into_iter().map(|(name, _)| name).collect()
+}
+
+#[test]
+fn a_detector_that_keeps_the_contract_passes() {
+    assert_eq!(failures(&info(), Breach::None), []);
+}
+
+#[test]
+fn each_breach_fails_its_check() {
+    for (breach, expected) in [
+        (Breach::WrongScore, &["worked-example"][..]),
+        (Breach::Random, &["worked-example", "determinism", "batch-split", "order", "state"]),
+        (Breach::DependsOnBatch, &["worked-example", "batch-split"]),
+        (Breach::DependsOnOrder, &["worked-example", "batch-split", "order"]),
+        (Breach::FailsOnNothing, &["empty-batch"]),
+        (Breach::TakesAnyShape, &["wrong-shapes"]),
+        (Breach::PanicsOnNan, &["non-finite-input"]),
+        (Breach::LosesItsState, &["state"]),
+        (Breach::AnswersAnything, &["state"]),
+        (Breach::NeedsFitOrPanics, &["score-before-fit"]),
+        (Breach::TakesAnyParameter, &["unknown-parameter"]),
+        (Breach::RefusesItsDefaults, &["defaults", "sweep"]),
+    ] {
+        assert_eq!(failed_names(breach), expected);
+    }
+}
+
+#[test]
+fn a_failure_says_what_was_expected_and_what_came() {
+    let failed = failures(&info(), Breach::WrongScore);
+    assert_eq!(
+        failed[0].1,
+        "worked example: score of image 0 expected 4, got 4.5, at most 4e-5 off allowed"
+    );
+}
+
+#[test]
+fn a_detector_that_says_it_is_random_may_be() {
+    let mut info = info();
+    info.deterministic = false;
+    let failed = failures(&info, Breach::Random);
+    let names: Vec<&str> = failed.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["worked-example"], "its example can be met by chance alone");
+}
+
+/// The only failure of a descriptor that was changed so.
+#[track_caller]
+fn only_failure(change: fn(&mut DetectorInfo)) -> String {
+    let mut info = info();
+    change(&mut info);
+    let mut failed = failures(&info, Breach::None);
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    failed.remove(0).1
+}
+
+#[test]
+fn descriptors_are_read_closely() {
+    assert_eq!(
+        only_failure(|info| info.id = "Sum".to_owned()),
+        "id expected lower-case letters, digits, - and _, got `Sum`"
+    );
+    assert_eq!(
+        only_failure(|info| info.summary = "one\ntwo".to_owned()),
+        "summary expected one line, got 2"
+    );
+    assert_eq!(only_failure(|info| info.title.clear()), "title expected a line, got none");
+    assert_eq!(
+        only_failure(|info| info.needs = info.needs.and(Needs(1 << 40))),
+        "needs expected flags that this host knows, got 0x10000000000 as well"
+    );
+    assert_eq!(
+        only_failure(|info| info.params[0].sweep.push(json!("three"))),
+        "parameter `k` expected a value of kind integer, got `\"three\"`"
+    );
+}
+
+#[test]
+fn examples_are_read_closely() {
+    assert_eq!(
+        only_failure(|info| info.example = Example::default()),
+        "the descriptor has no worked example"
+    );
+    assert_eq!(
+        only_failure(|info| info.example.scores.truncate(1)),
+        "the example expected a score for each of 2 images, got 1"
+    );
+    assert_eq!(
+        only_failure(|info| info.example.batch.logits[1].push(0.0)),
+        "row 1 of `batch.logits` of the example expected 2 values, got 3"
+    );
+    assert_eq!(
+        only_failure(|info| info.needs = info.needs.and(Needs::TRAIN)),
+        "the detector needs `train`, but its example has none"
+    );
+}

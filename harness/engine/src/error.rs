@@ -1,0 +1,207 @@
+//! What keeps a run from starting or going on. What happens inside of a detector is no error of
+//! the engine but an [`Outcome`](oodbench_record::Outcome) of its cells.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oodbench_datasets::DatasetError;
+use oodbench_nn::classifier::ClassifierError;
+use oodbench_nn::device::DeviceError;
+use oodbench_record::{RecordError, SetRef};
+
+use crate::catalogue::Refused;
+use crate::pack::{CatalogueError, PackError, SearchError};
+
+/// What the engine fails with.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Images, lists, archives, benchmark files.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// Weights and what is said about them.
+    #[error(transparent)]
+    Classifier(#[from] ClassifierError),
+    /// The device that was asked for.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A library that is no pack of this host.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// A library that was named and is refused.
+    #[error("{}", .0.message)]
+    Refused(Box<Refused>),
+    /// Packs that do not go together, or a detector that none has.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    /// A place where packs were to be looked for.
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    /// The run folder.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Images that a benchmark names and that are not there.
+    #[error("{}", missing_text(benchmark, missing))]
+    MissingSets { benchmark: String, missing: Vec<(SetRef, String)> },
+    /// A name that nothing has.
+    #[error("{what} expected one of {}, got `{got}`", known.join(", "))]
+    Unknown { what: String, got: String, known: Vec<String> },
+    /// A value that a parameter cannot have.
+    #[error("parameter `{parameter}` of `{detector}` expected {expected}, got `{got}`")]
+    BadParameter { detector: String, parameter: String, expected: String, got: String },
+    /// A file that a detector cannot do without.
+    #[error("`{detector}` needs the file `{parameter}`, and the benchmark has none")]
+    NoAsset { detector: String, parameter: String },
+    /// Anything else that was typed and makes no sense.
+    #[error("{what} expected {expected}, got `{got}`")]
+    Usage { what: String, expected: String, got: String },
+    /// A benchmark without a classifier of its own, and none was named.
+    #[error("benchmark `{benchmark}` has no classifier of its own")]
+    NoClassifier { benchmark: String },
+    /// Every detector that was asked for lacks something.
+    #[error("nothing to run: {}", reasons.join("; "))]
+    NothingSelected { reasons: Vec<String> },
+    /// Two runs in one folder.
+    #[error("another run is writing to `{}`", path.display())]
+    Locked { path: PathBuf },
+    /// The classifier's output is not usable.
+    #[error("run the classifier on {set}: {what} of `{image}` expected finite values, got `{value}`")]
+    NotFinite { set: String, image: String, what: &'static str, value: f32 },
+    /// A file of the feature bank that is not one.
+    #[error("open feature bank `{}`: expected {expected}, got {got}", path.display())]
+    Bank { path: PathBuf, expected: String, got: String },
+    /// The operating system refused.
+    #[error("{action} `{}`", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// The network refused.
+    #[error("run the classifier on {set}")]
+    Network { set: String, source: candle_core::Error },
+}
+
+/// What kind of failure it is, for the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// What was typed.
+    Usage,
+    /// What the run needs and has not.
+    Setup,
+    /// A pack.
+    PackRefused,
+    /// Nothing is left to run.
+    NothingSelected,
+    /// A result that cannot be saved.
+    Write,
+    /// Anything else.
+    Unforeseen,
+}
+
+fn missing_text(benchmark: &str, missing: &[(SetRef, String)]) -> String {
+    let sets: Vec<String> =
+        missing.iter().map(|(set, reason)| format!("\n  {set}: {reason}")).collect();
+    format!("benchmark `{benchmark}` is incomplete:{}", sets.concat())
+}
+
+impl EngineError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// An unknown name, with every known one.
+    pub fn unknown<'a>(
+        what: impl Into<String>,
+        got: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let known = known.into_iter().map(str::to_owned).collect();
+        Self::Unknown { what: what.into(), got: got.to_owned(), known }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Dataset(error) => error.hint(),
+            Self::Classifier(error) => error.hint(),
+            Self::Device(error) => error.hint().map(str::to_owned),
+            Self::Pack(error) => error.hint(),
+            Self::Refused(refused) => refused.hint.clone(),
+            Self::Catalogue(error) => Some(error.hint()),
+            Self::Record(error) => error.hint().map(str::to_owned),
+            Self::MissingSets { .. } => Some(
+                "put the data there, name its folder with `--data`, or run the rest with `--allow-missing`".into(),
+            ),
+            Self::Unknown { got, known, .. } => {
+                did_you_mean(got, known).map(|name| format!("did you mean `{name}`?"))
+            }
+            Self::NoAsset { detector, parameter } => {
+                Some(format!("name it with `--set {detector}.{parameter}=FILE`"))
+            }
+            Self::NoClassifier { .. } => {
+                Some("name one with `--classifier FILE` or `--classifier ARCH:FILE`".into())
+            }
+            Self::NothingSelected { .. } => {
+                Some("`oodbench plugin list` shows what each detector needs".into())
+            }
+            Self::Locked { .. } => {
+                Some("wait for it, or choose another folder with `--out`".into())
+            }
+            Self::Bank { .. } => Some("delete the file; it is made again".into()),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Some(
+                "free some space and start the same command again: what is finished is kept".into(),
+            ),
+            Self::NotFinite { .. } => {
+                Some("the weights do not fit the network, or the normalisation is wrong".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// For the exit code.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unknown { .. }
+            | Self::BadParameter { .. }
+            | Self::NoAsset { .. }
+            | Self::NoClassifier { .. }
+            | Self::Usage { .. } => ErrorKind::Usage,
+            Self::Dataset(DatasetError::BenchmarkSyntax { .. } | DatasetError::Benchmark { .. }) => {
+                ErrorKind::Usage
+            }
+            Self::Catalogue(CatalogueError::Unknown { .. }) => ErrorKind::Usage,
+            Self::Pack(_) | Self::Refused(_) | Self::Catalogue(_) | Self::Search(_) => {
+                ErrorKind::PackRefused
+            }
+            Self::NothingSelected { .. } => ErrorKind::NothingSelected,
+            Self::Record(RecordError::Write { .. }) => ErrorKind::Write,
+            Self::Io { source, action, .. }
+                if action.starts_with("write") || source.kind() == io::ErrorKind::StorageFull =>
+            {
+                ErrorKind::Write
+            }
+            _ => ErrorKind::Setup,
+        }
+    }
+}
+
+/// The known name that is nearest to what was typed, if one is near.
+pub fn did_you_mean<'a>(typed: &str, known: &'a [String]) -> Option<&'a str> {
+    let typed = typed.to_lowercase();
+    known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(&typed, &name.to_lowercase()), name.as_str()))
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
+        .min()
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_keyboard_is_recognised() {
+        let known: Vec<String> = ["msp", "react", "knn", "diffood"].map(str::to_owned).into();
+        assert_eq!(did_you_mean("reakt", &known), Some("react"));
+        assert_eq!(did_you_mean("DifFood", &known), Some("diffood"));
+        assert_eq!(did_you_mean("mahalanobis", &known), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! Runs one job: loads the pack, fits the detector once, scores its sets batch by batch, writes
+//! each record. The same code runs in a worker process and, with `--isolation none`, in the host.
+
+mod fit;
+mod score;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use oodbench_abi::{DetectorBox, Host_TO, HostBox, Needs, RawError};
+use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
+use oodbench_datasets::Pack as Images;
+use oodbench_record::{Outcome, RunFolder};
+
+use crate::error::EngineError;
+use crate::host::{Say, WorkerHost};
+use crate::job::{Event, Job, SetFiles};
+use crate::pack::Pack;
+use crate::text::chain;
+
+/// Why a job ends before its last cell.
+enum Stop {
+    /// The detector, or what it needs, failed.
+    Failed(Outcome, String),
+    /// A record cannot be written.
+    Write { message: String, disk_full: bool },
+}
+
+impl From<EngineError> for Stop {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(Outcome::Error, chain(&error))
+    }
+}
+
+/// Runs a job and says how it goes; the last event is [`Event::Done`] unless the process ends.
+pub fn run_job(job: &Job, say: &Say) {
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    match run(job, say, &warnings) {
+        Ok(()) => {}
+        Err(Stop::Failed(outcome, message)) => say(Event::Failed { outcome, message }),
+        Err(Stop::Write { message, disk_full }) => {
+            say(Event::WriteFailed { message, disk_full });
+        }
+    }
+    say(Event::Done);
+}
+
+/// How an error of a detector is called.
+fn outcome_of(error: &RawError) -> Outcome {
+    if error.code == oodbench_abi::ErrorCode::PANICKED { Outcome::Panicked } else { Outcome::Error }
+}
+
+fn failed(what: &str, error: &RawError) -> Stop {
+    Stop::Failed(outcome_of(error), format!("{what}: {}", crate::text::one_line(&error.message)))
+}
+
+fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), Stop> {
+    let start = Instant::now();
+    let open = |files: &Option<SetFiles>| -> Result<Option<Arc<Images>>, EngineError> {
+        files.as_ref().map(|files| Ok(Arc::new(Images::open(&files.pack)?))).transpose()
+    };
+    let needs = job.detector.needs;
+    let (train, val, val_ood) =
+        (open(&job.fit.train)?, open(&job.fit.val)?, open(&job.fit.val_ood)?);
+    let size = match job.cells.first() {
+        Some(cell) => {
+            let images = Images::open(&cell.files.pack).map_err(EngineError::from)?;
+            (images.height() as usize, images.width() as usize)
+        }
+        None => return Ok(()),
+    };
+    let host = WorkerHost {
+        needs,
+        seed: job.seed,
+        threads: job.threads,
+        device: job.device.clone(),
+        assets: job.assets.clone(),
+        head: job.head.clone(),
+        classifier: job.classifier.clone(),
+        loaded: Mutex::new(None),
+        train: train.clone(),
+        val: val.clone(),
+        val_ood: val_ood.clone(),
+        size,
+        say: keeping_warnings(say, warnings),
+    };
+    let host: HostBox = Host_TO::from_value(host, TD_Opaque);
+    say(Event::Fitting);
+    let pack = Pack::open(&job.library).map_err(EngineError::from)?;
+    let params = serde_json::Value::Object(job.params.clone()).to_string();
+    let mut detector = pack
+        .create(&job.detector.id, &params, host)
+        .map_err(|error| failed("create", &error))?;
+    let opened = start.elapsed().as_secs_f64();
+    let splits = fit::Splits { train, val, val_ood };
+    let fit_wall_s = opened + fit::fit_or_restore(job, &mut detector, &splits)?;
+    say(Event::Fitted { wall_s: fit_wall_s });
+
+    let run = RunFolder::new(&job.run);
+    let scoring = score::Scoring { job, say, fit_wall_s, warnings };
+    for nth in 0..job.cells.len() {
+        scoring.cell(nth, &mut detector, &run)?;
+    }
+    Ok(())
+}
+
+/// Warnings are said, and kept for the records.
+fn keeping_warnings(say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Say {
+    let (say, warnings) = (Arc::clone(say), Arc::clone(warnings));
+    Arc::new(move |event| {
+        if let Event::Log { level, message } = &event
+            && *level >= oodbench_abi::LogLevel::WARN.0
+        {
+            let mut warnings = warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if !warnings.contains(message) {
+                warnings.push(message.clone());
+            }
+        }
+        say(event);
+    })
+}
+
+/// Whether a detector looks at the classifier's outputs.
+fn reads_bank(needs: Needs) -> bool {
+    needs.contains(Needs::LOGITS) || needs.contains(Needs::FEATURES)
+}
+
+/// The greatest resident memory of this process so far, in bytes, where the system tells.
+///
+/// `getrusage` would count the parent's memory too, up to the moment of `exec`.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+type Detector = DetectorBox;

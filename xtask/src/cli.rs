@@ -1,0 +1,160 @@
+//! The subcommands of xtask and their help.
+
+use std::ffi::OsString;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+/// Subcommands of the binary that are handed over to, and what they are for.
+const HANDED_OVER: &[(&str, &str)] = &[
+    ("bench", "Score a benchmark with detectors and print the leaderboard"),
+    ("plugin", "List, inspect and check detector packs"),
+    ("data", "List, prepare and verify the data sets of a benchmark"),
+    ("report", "Make the reports of earlier runs again"),
+    ("train", "Train networks: `train embedded`"),
+];
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask bench --method diffood       the embedded benchmark, nothing else needed
+  cargo xtask bench --method msp,knn --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
+  cargo xtask bench --help                 what the bench can do
+  cargo xtask bench --features cuda …      the same, built for NVIDIA GPUs
+  cargo xtask test                         every test there is
+  cargo xtask test --golden                those against reference numbers, in $OODBENCH_SHARED
+  cargo xtask run -- --version             the binary with any arguments";
+
+/// What xtask was asked to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Build the binary and its packs, and let the binary go on.
+    HandOver {
+        /// The subcommand of the binary; none for `run`, whose arguments begin with it.
+        subcommand: Option<&'static str>,
+        args: Vec<OsString>,
+    },
+    /// Build and stage every pack, that of `plugins/example` too.
+    Plugins {
+        args: Vec<OsString>,
+    },
+    Test {
+        golden: bool,
+        args: Vec<OsString>,
+    },
+    Ci,
+}
+
+/// Reads the command line, or prints help and ends.
+pub(crate) fn parse() -> Task {
+    task(&command().get_matches())
+}
+
+fn command() -> Command {
+    let rest = |help: &'static str| {
+        Arg::new("args")
+            .value_parser(value_parser!(OsString))
+            .action(ArgAction::Append)
+            .num_args(0..)
+            .help(help)
+    };
+    // Everything behind the name belongs to the binary, `--help` too.
+    let passed_on = |name, about| {
+        let args = rest("Handed over as they are").trailing_var_arg(true).allow_hyphen_values(true);
+        Command::new(name).about(about).disable_help_flag(true).arg(args)
+    };
+    Command::new("cargo xtask")
+        .bin_name("cargo xtask")
+        .about("Builds oodbench, runs it, tests it")
+        .after_help(EXAMPLES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommands(HANDED_OVER.iter().map(|(name, about)| passed_on(*name, *about)))
+        .subcommand(passed_on("run", "Run the binary with any arguments"))
+        .subcommand(passed_on("plugins", "Build every detector pack, plugins/example too"))
+        .subcommand(
+            Command::new("test")
+                .about("Run every test there is")
+                .arg(
+                    Arg::new("golden")
+                        .long("golden")
+                        .action(ArgAction::SetTrue)
+                        .help("Only the tests against reference numbers, in $OODBENCH_SHARED"),
+                )
+                .arg(rest("For the test binaries: filters, `--nocapture`").last(true)),
+        )
+        .subcommand(Command::new("ci").about("Run what CI runs: formatting, lints, tests, docs"))
+}
+
+fn task(matches: &ArgMatches) -> Task {
+    let (name, matches) =
+        matches.subcommand().expect("clap refuses a command line without a subcommand");
+    let args = || matches.get_many("args").into_iter().flatten().cloned().collect();
+    match name {
+        "test" => Task::Test { golden: matches.get_flag("golden"), args: args() },
+        "ci" => Task::Ci,
+        "plugins" => Task::Plugins { args: args() },
+        "run" => {
+            let mut args: Vec<OsString> = args();
+            // The first `--` is for those who are used to `cargo run -- …`.
+            if args.first().is_some_and(|arg| arg == "--") {
+                args.remove(0);
+            }
+            Task::HandOver { subcommand: None, args }
+        }
+        name => {
+            let known = HANDED_OVER.iter().find(|(known, _)| *known == name);
+            let (subcommand, _) = known.expect("clap refuses unknown subcommands");
+            Task::HandOver { subcommand: Some(subcommand), args: args() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task, String> {
+        let words = std::iter::once("xtask").chain(line.split_whitespace());
+        let matches = command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+        Ok(task(&matches))
+    }
+
+    fn strings(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_handed_over_as_they_are() {
+        for line in ["--method diffood", "--help", "-v --set knn.K=5 -- x", "--data ../a b", ""] {
+            let expected = Task::HandOver { subcommand: Some("bench"), args: strings(line) };
+            assert_eq!(parse(&format!("bench {line}")), Ok(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn run_takes_any_subcommand_of_the_binary() {
+        let expected = || Task::HandOver { subcommand: None, args: strings("worker --help") };
+        assert_eq!(parse("run worker --help"), Ok(expected()));
+        assert_eq!(parse("run -- worker --help"), Ok(expected()));
+    }
+
+    #[test]
+    fn filters_of_tests_come_after_two_dashes() {
+        let task = |golden, args| Ok(Task::Test { golden, args: strings(args) });
+        assert_eq!(parse("test"), task(false, ""));
+        assert_eq!(parse("test --golden"), task(true, ""));
+        assert_eq!(parse("test -- tidy --nocapture"), task(false, "tidy --nocapture"));
+        assert!(parse("test tidy").is_err());
+    }
+
+    #[test]
+    fn an_unknown_subcommand_is_refused_with_a_suggestion() {
+        assert!(parse("benhc").unwrap_err().contains("bench"));
+        assert!(parse("ci now").is_err());
+    }
+}

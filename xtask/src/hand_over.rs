@@ -1,0 +1,51 @@
+//! Builds, then becomes the binary.
+
+use std::ffi::OsString;
+
+use crate::build::{release, split_features, with_features};
+use crate::command::Step;
+use crate::workspace::{Profile, Workspace};
+
+/// Builds the binary and its packs, then hands over. Gives an exit code where something ended
+/// before that.
+pub(crate) fn run(
+    workspace: &Workspace,
+    subcommand: Option<&'static str>,
+    args: Vec<OsString>,
+) -> anyhow::Result<u8> {
+    let (features, args) = split_features(args);
+    let workspace = with_features(workspace, &features);
+    match release(&workspace, &features)? {
+        0 => step(&workspace, subcommand, args).become_it(),
+        code => Ok(code),
+    }
+}
+
+/// The binary, in the user's own folder, so that paths mean what they seem to mean.
+fn step(workspace: &Workspace, subcommand: Option<&'static str>, args: Vec<OsString>) -> Step {
+    Step::new(workspace.binary(Profile::Release)).args(subcommand).args(args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_binary_gets_the_subcommand_and_the_arguments() {
+        let workspace = Workspace {
+            root: "/repo".into(),
+            target: "/t".into(),
+            cargo: "cargo".into(),
+            shared: "/shared".into(),
+        };
+        let args = || vec!["--method".into(), "diffood".into()];
+        assert_eq!(
+            step(&workspace, Some("bench"), args()),
+            Step::new(workspace.binary(Profile::Release)).args(["bench", "--method", "diffood"])
+        );
+        assert_eq!(
+            step(&workspace, None, args()),
+            Step::new(workspace.binary(Profile::Release)).args(["--method", "diffood"])
+        );
+    }
+}
