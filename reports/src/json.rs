@@ -218,6 +218,114 @@ mod tests {
         run.ood("near", "letters", 2);
         run.detector("msp", &[&[0.0, 0.25, 0.25, 0.5], &[0.25, 0.75]]);
         let expected = r#"
+{
+  "format": "oodbench-leaderboard",
+  "schema": 1,
+  "oodbench": "0.1.0",
+  "benchmark": {
+    "name": "toy",
+    "title": "Toy digits",
+    "version": "1"
+  },
+  "classifier": {
+    "name": "net.safetensors",
+    "arch": "mlp",
+    "blake3": "0123456789abcdef",
+    "mean": [
+      0.0,
+      0.0,
+      0.0
+    ],
+    "std": [
+      1.0,
+      1.0,
+      1.0
+    ],
+    "n_features": 2
+  },
+  "accuracy": 0.75,
+  "seed": 7,
+  "limit": null,
+  "full_spectrum": false,
+  "machine": {
+    "platform": "toy-os",
+    "threads": 2,
+    "device": "cpu"
+  },
+  "marks": [],
+  "missing": [],
+  "sets": [
+    {
+      "role": "id-test",
+      "name": "digits",
+      "n_images": 4,
+      "of_images": 4,
+      "content": "content-of-digits",
+      "accuracy": 0.75
+    },
+    {
+      "role": "near",
+      "name": "letters",
+      "n_images": 2,
+      "of_images": 2,
+      "content": "content-of-letters",
+      "accuracy": null
+    }
+  ],
+  "rows": [
+    {
+      "label": "msp",
+      "id": "msp",
+      "title": "MSP",
+      "family": "logits",
+      "year": 2017,
+      "params": {
+        "temperature": 1.0
+      },
+      "status": "done",
+      "reason": null,
+      "near": {
+        "auroc": 0.75,
+        "aupr_in": 0.88125,
+        "aupr_out": 0.725,
+        "fpr95": 0.75,
+        "fpr95_id_positive": 0.5,
+        "fpr95_openood": 0.75
+      },
+      "near_partial": null,
+      "far": null,
+      "far_partial": null,
+      "sets": [
+        {
+          "role": "near",
+          "name": "letters",
+          "status": "done",
+          "metrics": {
+            "auroc": 0.75,
+            "aupr_in": 0.88125,
+            "aupr_out": 0.725,
+            "fpr95": 0.75,
+            "fpr95_id_positive": 0.5,
+            "fpr95_openood": 0.75
+          }
+        }
+      ],
+      "cost": {
+        "fit_s": 0.25,
+        "score_images_per_s": 6.0,
+        "peak_bytes": 12345678,
+        "device": "cpu",
+        "threads": 2
+      },
+      "pack": {
+        "name": "posthoc",
+        "version": "0.1.0",
+        "blake3": "ff"
+      },
+      "warnings": []
+    }
+  ]
+}
 "#;
         assert_eq!(render(&run.board()).unwrap(), expected.trim_start());
     }

@@ -277,6 +277,51 @@ mod tests {
     #[test]
     fn the_page_holds_everything_that_a_reader_needs() {
         let expected = r#"
+# Toy digits
+
+- Benchmark: toy 1
+- Classifier: net.safetensors (mlp, blake3 0123456789ab), accuracy 75.00 %
+- In-distribution: id-test/digits (4 images)
+- Near-OOD: near/letters (3 images)
+- Far-OOD: far/noise (2 images)
+- Seed: 7
+- Versions: oodbench 0.1.0, posthoc 0.1.0
+- Costs measured on: toy-os, cpu, 2 threads
+
+## Summary
+
+| Method | Near AUROC ↑ | Near FPR@95 ↓ | Far AUROC ↑ | Far FPR@95 ↓ | ACC | fit s | images/s | peak MB | device | status |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
+| mls | 83.33 | 75.00 | 100.00 | 0.00 | 75.00 | 0.25 | 6.00 | 12 | cpu | done |
+| msp | 83.33 | 75.00 | 100.00 | 0.00 | 75.00 | 0.25 | 6.00 | 12 | cpu | done |
+| odin | - | - | - | - | - | - | - | - | - | skipped |
+| faulty | - | - | - | - | - | - | - | - | - | failed |
+
+## AUROC ↑ per data set
+
+| Method | near/letters | far/noise |
+| --- | ---: | ---: |
+| mls | 83.33 | 100.00 |
+| msp | 83.33 | 100.00 |
+
+## FPR@95 ↓ per data set
+
+| Method | near/letters | far/noise |
+| --- | ---: | ---: |
+| mls | 75.00 | 0.00 |
+| msp | 75.00 | 0.00 |
+
+## Not done
+
+- odin (skipped): needs `GRADIENT`, which a feature bank \| file has not
+- faulty (failed): panicked: index out of bounds
+
+## Parameters
+
+- mls: temperature = 1.0
+- msp: temperature = 1.0
+- odin: temperature = 1.0
+- faulty: temperature = 1.0
 "#;
         assert_eq!(render(&TestRun::small().board()), expected.trim_start());
     }
@@ -289,6 +334,10 @@ mod tests {
         run.manifest.limit = Some(4);
         let page = render(&run.board());
         let expected = r#"
+> **incomplete: missing far/svhn**  
+> **limited to 4 images a set: not comparable**  
+> far/svhn is missing: nothing at `data/svhn`  
+> far averages are partial: they lack far/svhn
 "#;
         let notes: Vec<_> = page.lines().filter(|line| line.starts_with('>')).collect();
         assert_eq!(notes.join("\n") + "\n", expected.trim_start());

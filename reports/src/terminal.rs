@@ -214,6 +214,17 @@ mod tests {
     #[test]
     fn a_wide_terminal_shows_every_column() {
         let expected = r#"
+Toy digits 1, net.safetensors, accuracy 75.00 %, seed 7
+
+           Near      Near      Far       Far
+Method  AUROC ↑  FPR@95 ↓  AUROC ↑  FPR@95 ↓    ACC  fit s  images/s  peak MB  device  status
+mls       83.33     75.00   100.00      0.00  75.00   0.25      6.00       12  cpu     done
+msp       83.33     75.00   100.00      0.00  75.00   0.25      6.00       12  cpu     done
+odin          -         -        -         -      -      -         -        -  -       skipped
+faulty        -         -        -         -      -      -         -        -  -       failed
+
+skipped odin: needs `GRADIENT`, which a feature bank | file has not
+failed faulty: panicked: index out of bounds
 "#;
         assert_eq!(render(&TestRun::small().board(), 120, false), expected.trim_start());
     }
@@ -223,6 +234,19 @@ mod tests {
         let mut run = TestRun::small();
         run.missing("far", "svhn");
         let expected = r#"
+Toy digits 1, net.safetensors, accuracy 75.00 %, seed 7
+
+           Near      Near      Far       Far
+Method  AUROC ↑  FPR@95 ↓  AUROC ↑  FPR@95 ↓  status
+mls       83.33     75.00  100.00*     0.00*  partial
+msp       83.33     75.00  100.00*     0.00*  partial
+odin          -         -        -         -  skipped
+faulty        -         -        -         -  failed
+
+incomplete: missing far/svhn
+* mean of the sets that are there, without far/svhn
+skipped odin: needs `GRADIENT`, which a feature bank | file has not
+failed faulty: panicked: index out of bounds
 "#;
         assert_eq!(render(&run.board(), 60, false), expected.trim_start());
         let board = run.board();
@@ -242,6 +266,12 @@ mod tests {
         run.detector("近い隣人の検出器", &[&[0.1, 0.2, 0.2, 0.4], &[0.3]]);
         run.detector("é", &[&[0.1, 0.2, 0.2, 0.4], &[0.3]]);
         let expected = r#"
+Toy digits 1, net.safetensors, accuracy 75.00 %, seed 7
+
+                     Near
+Method            AUROC ↑  status
+é                   75.00  done
+近い隣人の検出器    75.00  done
 "#;
         assert_eq!(render(&run.board(), 36, false), expected.trim_start());
     }

@@ -2,6 +2,7 @@
 
 pub mod asset;
 pub mod bank;
+pub mod bench;
 pub mod catalogue;
 pub mod check;
 pub mod classifier;

@@ -131,7 +131,7 @@ impl Denoiser<'_> {
                 if !x.is_finite() {
                     let image = rows[i / image_len] / subjects.repeats;
                     return Err(Error::new(format!(
-                        "image {image} of the batch expected finite pixels after denoising from timestep {timestep}, got {x}"
+                        "image {image} of those denoised at once expected finite pixels after timestep {timestep}, got {x}"
                     )));
                 }
                 *x = (*x * 0.5 + 0.5).clamp(0.0, 1.0);
@@ -264,7 +264,7 @@ mod tests {
         let subjects = Subjects { images, classes: &[0, 0], noise: &noise, repeats: 1 };
         let err = denoiser(&loaded, 8).sample(&subjects, 0, None, &mut || Ok(())).unwrap_err();
         let expected =
-            "image 1 of the batch expected finite pixels after denoising from timestep 0, got NaN";
+            "image 1 of those denoised at once expected finite pixels after timestep 0, got NaN";
         assert_eq!(err.to_string(), expected);
     }
 }

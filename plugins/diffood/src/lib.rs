@@ -202,6 +202,13 @@ impl Detector for DiffOod {
                 logits.row(image)
             )));
         }
+        let image_len = 3 * side * side;
+        if let Some(i) = images.values().iter().position(|x| !x.is_finite()) {
+            let (image, got) = (i / image_len, images.values()[i]);
+            return Err(Error::input(format!(
+                "pixels of image {image} of the batch expected finite values, got {got}"
+            )));
+        }
         let classes: Vec<u32> = logits.rows().map(predicted).collect();
         let scoring = Scoring {
             denoiser: Denoiser {
