@@ -347,3 +347,49 @@ fn numbers(tensors: &Tensors, key: &str) -> Vec<f64> {
         .and_then(|t| t.flatten_all()?.to_vec1())
         .unwrap_or_else(|err| panic!("tensor `{key}`: {err}"))
 }
+#[test]
+fn dbg_f64() {
+    use oodbench_nn::{arch::{Architecture, Taps}, layers::Mode, formula};
+    use candle_nn::VarBuilder;
+    use candle_core::Var;
+    let folder = shared().join("golden/openood");
+    let references = tensors(&folder.join("resnet_layers.safetensors"));
+    let set = ResNetSet::new(&references);
+    let arch = Architecture::ResNet32 { blocks: [2, 2, 2, 2] };
+    let rec = resnet::weights(&references["net.fc.bias"]);
+    let w64: HashMap<String, Tensor> = rec.iter().map(|(k, t)| (k.clone(), t.to_dtype(DType::F64).unwrap())).collect();
+    let net = arch.build(10, VarBuilder::from_tensors(w64, DType::F64, &Device::Cpu)).unwrap();
+    let _ = formula::uniform("x", 1, 0.0, 1.0);
+    let refs = numbers(&references, "odin.T1.eps0.0014/test.conf");
+    let norm = |x: &Tensor| { let m = Tensor::new(&[0.4914f64, 0.4822, 0.4465], &Device::Cpu).unwrap().reshape((1,3,1,1)).unwrap();
+        let s = Tensor::new(&[0.2470f64, 0.2435, 0.2616], &Device::Cpu).unwrap().reshape((1,3,1,1)).unwrap();
+        x.broadcast_sub(&m).unwrap().broadcast_div(&s).unwrap() };
+    for i in [0usize, 4, 25, 7, 8] {
+        let img = set.test.images.select(&[i]).data;
+        let x64: Vec<f64> = img.iter().map(|&v| v as f64).collect();
+        let var = Var::from_tensor(&Tensor::from_vec(x64.clone(), (1,3,32,32), &Device::Cpu).unwrap()).unwrap();
+        let out = net.forward(&norm(&var), Mode::Eval, &mut Taps::none()).unwrap();
+        let logits: Vec<f64> = out.logits.flatten_all().unwrap().to_vec1().unwrap();
+        let sm = |l: &[f64]| { let m = l.iter().fold(f64::MIN, |a,&b| a.max(b)); let e: Vec<f64> = l.iter().map(|x| (x-m).exp()).collect(); let s: f64 = e.iter().sum(); e.iter().map(|e| e/s).collect::<Vec<f64>>() };
+        let p = sm(&logits); let mx = p.iter().fold(0f64, |a,&b| a.max(b));
+        let cot: Vec<f64> = p.iter().map(|&q| if q == mx { q - 1.0 } else { q }).collect();
+        let c = Tensor::from_vec(cot.clone(), (1,10), &Device::Cpu).unwrap();
+        let g: Vec<f64> = (out.logits * c).unwrap().sum_all().unwrap().backward().unwrap().get(&var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let cot32: Vec<f32> = cot.iter().map(|&v| v as f32).collect();
+        let g32 = set.network.vjp(&img, (32,32), "logits", &cot32).unwrap();
+        let rms = (g.iter().map(|v| v*v).sum::<f64>() / 3072.0).sqrt();
+        let worst = g.iter().zip(&g32).map(|(a,&b)| (a - b as f64).abs()).fold(0.0, f64::max) / rms;
+        let flips: Vec<(usize, f64)> = (0..3072).filter(|&j| (g[j] >= 0.0) != (g32[j] >= 0.0)).map(|j| (j, g[j]/rms)).collect();
+        let score = |moved: Vec<f64>| { let t = Tensor::from_vec(moved, (1,3,32,32), &Device::Cpu).unwrap();
+            let l: Vec<f64> = net.forward(&norm(&t), Mode::Eval, &mut Taps::none()).unwrap().logits.flatten_all().unwrap().to_vec1().unwrap(); sm(&l).iter().fold(0f64, |a,&b| a.max(b)) };
+        let m64: Vec<f64> = (0..3072).map(|j| x64[j] - 0.0014 * if g[j] >= 0.0 { 1.0 } else { -1.0 }).collect();
+        let m32: Vec<f64> = (0..3072).map(|j| x64[j] - 0.0014 * if g32[j] >= 0.0 { 1.0 } else { -1.0 }).collect();
+        let (a, b) = (score(m64.clone()), score(m32));
+        println!("DBG image {i}: f64 {a:.7} with f32 signs {b:.7} reference {:.7}; grad off {worst:.1e} rms, flips {flips:?}; cot {cot:.3?}", refs[i]);
+        // which single flips reconcile f64 with the reference
+        let mut best = (f64::MAX, 0, 0.0);
+        let mut order: Vec<usize> = (0..3072).collect(); order.sort_by(|&a, &b| g[a].abs().total_cmp(&g[b].abs()));
+        for &j in order.iter().take(40) { let mut m = m64.clone(); m[j] = x64[j] + 0.0014 * if g[j] >= 0.0 { 1.0 } else { -1.0 }; let s = score(m); if (s - refs[i]).abs() < best.0 { best = ((s - refs[i]).abs(), j, g[j]/rms); } }
+        println!("DBG    best single flip: off {:.1e} at {} rel {:.1e}", best.0, best.1, best.2);
+    }
+}

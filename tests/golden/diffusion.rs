@@ -5,11 +5,13 @@
 //! Tolerances are the manifest's, relative to the standard deviation of the expected tensor.
 
 use candle_core::{DType, Device, Tensor};
+use oodbench_diffusion::checkpoint::{self, Given};
 use oodbench_diffusion::guidance::Guided;
 use oodbench_diffusion::net::{NetConfig, Pass};
 use oodbench_diffusion::sampler::{Method, Sampler};
 use oodbench_diffusion::schedule::{Schedule, ScheduleConfig};
 use oodbench_nn::arch::{Architecture, Network, Taps};
+use oodbench_nn::checkpoint::StateDict;
 use oodbench_nn::formula;
 use oodbench_nn::layers::Mode;
 use oodbench_tests::goldens::{Goldens, assert_close, input, strings};
@@ -64,6 +66,39 @@ fn networks() {
         seen += 1;
     }
     assert!(seen > 0, "the manifest names no network of architecture `ddim`");
+}
+
+/// The files of the reference: a plain state dict, and the list that its training saves. They do
+/// not describe themselves; only the side of the images is given.
+#[test]
+fn networks_from_the_files_of_the_reference() {
+    let goldens = goldens();
+    let tolerance = tolerance(&goldens, "networks");
+    let folder = oodbench_tests::shared().join("golden/diffood");
+    let mut seen = 0;
+    for case in goldens.cases("networks").filter(|case| case["arch"] == "ddim") {
+        let name = case["name"].as_str().expect("a name");
+        let x = input(&case["x"]);
+        let t: Vec<f32> = serde_json::from_value(case["t"].clone()).expect("steps");
+        let t = Tensor::new(t, &Device::Cpu).expect("a tensor");
+        let y = classes(&case["y"]);
+        for path in [format!("{name}.ckpt"), format!("{name}_train.ckpt")] {
+            let path = folder.join(path);
+            if !path.exists() {
+                continue; // The manifest names more networks than there are files.
+            }
+            let file = StateDict::open(&path).unwrap_or_else(|err| panic!("{err}"));
+            let image_size = Some(x.dim(3).expect("four sizes"));
+            let given = Given { image_size, ..Given::default() };
+            let loaded = checkpoint::load(&file, &given, &Device::Cpu);
+            let model = loaded.unwrap_or_else(|err| panic!("{err}")).model;
+            let ours = model.eps(&x, &t, y.as_ref(), Pass::Sample).expect("a forward pass");
+            let expected = goldens.tensor(&case["out"]);
+            assert_close(&path.display().to_string(), &ours, &expected, tolerance);
+            seen += 1;
+        }
+    }
+    assert!(seen > 0, "`{}` has no file of a network", folder.display());
 }
 
 #[test]

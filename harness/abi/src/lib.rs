@@ -25,7 +25,6 @@
 #![deny(missing_docs)]
 #![expect(
     non_local_definitions,
-    clippy::undocumented_unsafe_blocks,
     unused_qualifications,
     reason = "what the macros of abi_stable expand to"
 )]

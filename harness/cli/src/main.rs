@@ -1,25 +1,72 @@
-//! The `oodbench` binary.
+//! The `oodbench` binary: alone in printing, exiting and reading the environment.
+//!
+//! Data goes to stdout, talk to stderr. A failure is one line `error: …`, with a `hint:` line
+//! where there is a remedy, and an exit code of [`exit`].
 
+mod bench;
+mod config;
+mod data;
+mod environment;
+mod exit;
+mod observer;
+mod plugin;
+mod report;
 mod train;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Which detector to trust, by how much, and at what cost.
-#[derive(Parser)]
-#[command(name = "oodbench", version)]
+use exit::Failure;
+
+/// Which out-of-distribution detector to trust, by how much, and at what cost.
+#[derive(Debug, Parser)]
+#[command(name = "oodbench", version, after_help = "\
+Examples:
+  oodbench bench --method diffood              on the embedded benchmark
+  oodbench bench --method all --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
+  oodbench plugin list                         every detector and what it needs
+
+Exit codes: 0 done, 1 unforeseen, 2 usage, 4 nothing to run, 5 cells outstanding, 96 setup,
+100 cells failed, 103 plugin refused, 110 a result cannot be saved.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
+    /// Score detectors on a benchmark and print the leaderboard.
+    Bench(Box<bench::BenchArgs>),
+    /// List, inspect and check detector packs.
+    Plugin(plugin::PluginArgs),
+    /// List, prepare and verify image sets.
+    Data(data::DataArgs),
+    /// Make the leaderboard of a finished run again.
+    Report(report::ReportArgs),
     /// Train networks.
     Train(train::TrainArgs),
+    /// Serve one request of a bench on standard input.
+    #[command(hide = true)]
+    Worker,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Train(args) => train::run(args),
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Bench(args) => bench::run(*args),
+        Command::Plugin(args) => plugin::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Train(args) => train::run(args).map(|()| exit::DONE).map_err(Failure::from),
+        Command::Worker => {
+            oodbench_engine::process::serve().map(|()| exit::DONE).map_err(|e| Failure::from(anyhow::Error::from(e)))
+        }
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.say();
+            ExitCode::from(failure.code)
+        }
     }
 }

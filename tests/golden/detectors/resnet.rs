@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::{Tensors, numbers};
 
 const SIDE: usize = 32;
+const ARCHITECTURE: Architecture = Architecture::ResNet32 { blocks: [2, 2, 2, 2] };
 const NORMALISATION: Normalisation =
     Normalisation { mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616] };
 
@@ -114,19 +115,25 @@ fn images(stream: &str, n: usize, cubed: bool) -> Vec<f32> {
     (0..fine.len()).map(pixel).collect()
 }
 
-/// The classifier, loaded as a checkpoint is, from weights by formula.
-fn classifier(bias: &Tensor) -> Classifier {
+/// The weights: the formula's, but for the last layer.
+pub fn weights(bias: &Tensor) -> HashMap<String, Tensor> {
     let n_classes = bias.dim(0).expect("a vector");
     let weights = Arc::new(Mutex::new(HashMap::new()));
     let backend: Box<dyn SimpleBackend> = Box::new(Recorder { weights: Arc::clone(&weights) });
-    let arch = Architecture::ResNet32 { blocks: [2, 2, 2, 2] };
-    arch.build(n_classes, VarBuilder::from_backend(backend, DType::F32, Device::Cpu))
+    ARCHITECTURE
+        .build(n_classes, VarBuilder::from_backend(backend, DType::F32, Device::Cpu))
         .expect("a network");
     let mut weights = std::mem::take(&mut *weights.lock().expect("nobody else holds it"));
     let head = weights["fc.weight"].affine(10.0, 0.0).expect("ten times the formula");
     weights.insert("fc.weight".to_owned(), head);
     weights.insert("fc.bias".to_owned(), bias.clone());
-    let bytes = safetensors::serialize(&weights, None).expect("weights in f32");
+    weights
+}
+
+/// The classifier, loaded as a checkpoint is.
+fn classifier(bias: &Tensor) -> Classifier {
+    let n_classes = bias.dim(0).expect("a vector");
+    let bytes = safetensors::serialize(&weights(bias), None).expect("weights in f32");
     let weights = StateDict::from_bytes(&bytes, Path::new("formula")).expect("a state dict");
     Classifier::load(&weights, None, n_classes, NORMALISATION, &Device::Cpu).expect("a classifier")
 }

@@ -1,0 +1,240 @@
+//! `oodbench bench`: from what was typed to a leaderboard.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use oodbench_engine::bench::{BenchRequest, Isolation, Outline, Setting, bench, outline};
+use oodbench_engine::catalogue::catalogue;
+use oodbench_engine::pack::Catalogue;
+
+use crate::config::ConfigFile;
+use crate::environment as env;
+use crate::exit::{DONE, Failure, print};
+use crate::observer::{ProgressMode, Talk};
+use crate::report::{MessageFormat, show};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  oodbench bench --method diffood
+  oodbench bench --method msp,knn --set knn.K=50 --out runs/knn50
+  oodbench bench --method all --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
+  oodbench bench --method all --benchmark my.toml --data DIR --classifier my.toml --dry-run
+
+What is finished is kept: the same command started again does what is left.")]
+pub(crate) struct BenchArgs {
+    /// Detectors, separated by commas, or `all`.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    method: Vec<String>,
+    /// A benchmark by name, or a TOML file [default: glyphs].
+    #[arg(long, value_name = "NAME|FILE")]
+    benchmark: Option<String>,
+    /// The folder with the images, for example OpenOOD's `data` [default: data].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Weights: FILE, ARCH:FILE, or a TOML file with arch, weights, mean and std.
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<String>,
+    /// Where to compute: cpu, cuda or cuda:N [default: cpu].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// A parameter of a detector; may be given several times.
+    #[arg(long = "set", value_name = "DETECTOR.PARAMETER=VALUE")]
+    set: Vec<Setting>,
+    /// Score at most N images of each set; the result is marked as limited.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// The seed of everything random [default: 0].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The folder of the run [default: runs/BENCHMARK].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// A TOML file with these options.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A pack, or a folder with packs; may be given several times.
+    #[arg(long, value_name = "PATH")]
+    plugin_path: Vec<PathBuf>,
+    /// The folder for prepared images and features [default: ~/.cache/oodbench].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Run without the sets whose images are missing; the result is marked as incomplete.
+    #[arg(long)]
+    allow_missing: bool,
+    /// Leave out the detectors that the benchmark runs for comparison.
+    #[arg(long)]
+    no_baselines: bool,
+    /// Count covariate-shifted ID images as in-distribution.
+    #[arg(long)]
+    full_spectrum: bool,
+    /// Run finished cells again.
+    #[arg(long)]
+    force: bool,
+    /// Say what would run, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Where detectors run: in a process each, or, for a debugger, in this one.
+    #[arg(long, value_enum, default_value = "process")]
+    isolation: IsolationArg,
+    /// How long a detector may be silent, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
+    time_limit: Duration,
+    /// How much memory a detector may take, in MiB [default: nine tenths of the machine's].
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    memory_limit: Option<u64>,
+    /// How many threads to use [default: all].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    threads: Option<u64>,
+    /// Images that a network takes at once [default: 128].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: Option<u64>,
+    /// How the leaderboard is printed.
+    #[arg(long, value_enum, default_value = "human")]
+    message_format: MessageFormat,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: ProgressMode,
+    /// Say more, also what detectors write.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IsolationArg {
+    Process,
+    None,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero());
+    duration.ok_or_else(|| "expected a positive number".to_owned())
+}
+
+pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
+    let talk = Talk::new(args.progress, args.verbose);
+    let worker = env::worker()?;
+    let search = env::search_path(&args.plugin_path)?;
+    let request = request(&args)?;
+    let (catalogue, refused) = catalogue(&worker, &search)?;
+    for refused in refused {
+        talk.line(&format!("warning: {}", refused.message));
+        if let Some(details) = refused.details.filter(|_| args.verbose) {
+            talk.line(&details);
+        }
+    }
+    require_packs(&catalogue, &search)?;
+    if args.dry_run {
+        print(&describe(&request, &outline(&request, &catalogue)?))?;
+        return Ok(DONE);
+    }
+    let start = Instant::now();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global();
+    if let Err(error) = pool {
+        return Err(anyhow::Error::from(error).context("start threads").into());
+    }
+    let summary = bench(&request, &catalogue, &worker, &talk)?;
+    talk.note(&format!(
+        "{} cells scored, {} kept, {} failed, in {:.1} s\n",
+        summary.done,
+        summary.kept,
+        summary.failed,
+        start.elapsed().as_secs_f64()
+    ));
+    show(&request.out, args.message_format, &talk)
+}
+
+fn require_packs(
+    catalogue: &Catalogue,
+    search: &oodbench_engine::pack::SearchPath,
+) -> Result<(), Failure> {
+    if !catalogue.packs().is_empty() {
+        return Ok(());
+    }
+    let places: Vec<String> = search.places().map(|p| format!("`{}`", p.display())).collect();
+    Err(Failure {
+        message: format!("find detector packs: none in {}", places.join(", ")),
+        hint: Some("`cargo xtask plugins` builds them; `--plugin-path` names other places".into()),
+        code: crate::exit::SETUP,
+    })
+}
+
+fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
+    let config = ConfigFile::load(args.config.as_deref())?;
+    let methods =
+        if args.method.is_empty() { config.method.clone() } else { args.method.clone() };
+    if methods.is_empty() {
+        let hint = "`--method diffood`, `--method msp,knn` or `--method all`";
+        return Err(Failure::usage("bench expected `--method`, got none", Some(hint.to_owned())));
+    }
+    let named = args.benchmark.clone().or_else(|| config.benchmark.clone());
+    let named = named.unwrap_or_else(|| "glyphs".to_owned());
+    let (benchmark, base) = env::benchmark(&named)?;
+    let number = |typed: Option<u64>, file: Option<usize>| typed.map(|n| n as usize).or(file);
+    let out = args.out.clone().or_else(|| config.out.clone());
+    let out = out.unwrap_or_else(|| PathBuf::from("runs").join(&benchmark.name));
+    let memory = args.memory_limit.map(|mib| mib * (1 << 20)).or_else(env::most_of_memory);
+    Ok(BenchRequest {
+        base,
+        methods,
+        baselines: !args.no_baselines,
+        settings: config.settings().chain(args.set.iter().cloned()).collect(),
+        data: args.data.clone().or_else(|| config.data.clone()).unwrap_or_else(|| "data".into()),
+        cache: absolute(env::cache(args.cache.as_deref())?)?,
+        out: absolute(out)?,
+        classifier: args.classifier.clone().or_else(|| config.classifier.clone()),
+        device: args.device.clone().or_else(|| config.device.clone()).unwrap_or_else(|| "cpu".into()),
+        threads: number(args.threads, config.threads).unwrap_or_else(env::threads).max(1),
+        seed: args.seed.or(config.seed).unwrap_or(0),
+        limit: number(args.limit, config.limit),
+        batch_size: number(args.batch_size, config.batch_size).unwrap_or(128).max(1),
+        allow_missing: args.allow_missing,
+        full_spectrum: args.full_spectrum,
+        force: args.force,
+        isolation: match args.isolation {
+            IsolationArg::Process => Isolation::Process,
+            IsolationArg::None => Isolation::None,
+        },
+        silence: args.time_limit,
+        memory_limit: memory,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        benchmark,
+    })
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path).map_err(|error| {
+        Failure::usage(format!("find folder `{}`: {error}", path.display()), None)
+    })
+}
+
+/// The plan, for people.
+fn describe(request: &BenchRequest, outline: &Outline) -> String {
+    let classifier = &outline.classifier;
+    let mut text = format!(
+        "benchmark  {} {}\nclassifier {} ({})\nrun        {}\n\nsets\n",
+        request.benchmark.name,
+        request.benchmark.version,
+        classifier.name,
+        classifier.weights.display(),
+        request.out.display()
+    );
+    for (set, count) in &outline.sets {
+        text.push_str(&format!("  {:<24} {count} images\n", set.to_string()));
+    }
+    for missing in &outline.missing {
+        text.push_str(&format!("  {:<24} missing\n", missing.set.to_string()));
+    }
+    text.push_str("\ndetectors\n");
+    for detector in &outline.detectors {
+        let params = serde_json::Value::Object(detector.params.clone());
+        let needs = detector.info.needs.names().join(", ");
+        text.push_str(&format!("  {:<12} {params}  needs {needs}\n", detector.info.id));
+    }
+    for skipped in &outline.skipped {
+        text.push_str(&format!("  {:<12} skipped: {}\n", skipped.info.id, skipped.reason));
+    }
+    text
+}

@@ -1,0 +1,74 @@
+//! `oodbench report`: the leaderboard of a run, from its records.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use oodbench_record::RunFolder;
+use oodbench_reports::{Leaderboard, Status, json, terminal, write_all};
+
+use crate::environment::{styled, width};
+use crate::exit::{CELLS_FAILED, DONE, Failure, OUTSTANDING, print};
+use crate::observer::{ProgressMode, Talk};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MessageFormat {
+    /// A table.
+    Human,
+    /// The leaderboard as JSON.
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  oodbench report runs/glyphs
+  oodbench report runs/glyphs --message-format json | jq .rows[0]")]
+pub(crate) struct ReportArgs {
+    /// The folder of a run.
+    run: PathBuf,
+    /// How the leaderboard is printed.
+    #[arg(long, value_enum, default_value = "human")]
+    message_format: MessageFormat,
+}
+
+pub(crate) fn run(args: &ReportArgs) -> Result<u8, Failure> {
+    let talk = Talk::new(ProgressMode::Counter, false);
+    show(&args.run, args.message_format, &talk)
+}
+
+/// Computes the leaderboard, writes its files and prints it.
+pub(crate) fn show(run: &Path, format: MessageFormat, talk: &Talk) -> Result<u8, Failure> {
+    let folder = RunFolder::new(run);
+    let board = Leaderboard::new(&folder)?;
+    let written = write_all(&board, &folder)?;
+    match format {
+        MessageFormat::Human => {
+            print(&terminal::render(&board, width(), styled()))?;
+            print(&format!(
+                "\n{}\n{}\n{}\n{}\n",
+                written.csv.display(),
+                written.markdown.display(),
+                written.json.display(),
+                folder.root().join("scores").display()
+            ))?;
+        }
+        MessageFormat::Json => print(&json::render(&board)?)?,
+    }
+    for below in board.below_chance() {
+        talk.line(&format!(
+            "warning: AUROC of {} on {} is {:.2} %, worse than guessing: are its scores the wrong way round?",
+            below.label,
+            below.set,
+            100.0 * below.auroc
+        ));
+    }
+    let any = |wanted: fn(&Status) -> bool| board.rows.iter().any(|row| wanted(&row.status));
+    if any(|status| matches!(status, Status::Failed { .. } | Status::Partial { .. })) {
+        return Ok(CELLS_FAILED);
+    }
+    if any(|status| matches!(status, Status::Outstanding)) {
+        return Ok(OUTSTANDING);
+    }
+    Ok(DONE)
+}
