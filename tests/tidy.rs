@@ -158,7 +158,9 @@ fn lines_end_with_what_can_be_seen() {
     let mut offenders = Vec::new();
     for (path, text) in sources(&[".rs", ".toml", ".md", ".ci/run"]) {
         for (number, line) in (1..).zip(text.split('\n')) {
-            if line.contains('\t') || line.ends_with([' ', '\r']) {
+            // Two blanks break a line of Markdown; what starts with `>` is a snapshot of such a page.
+            let is_markdown = line.starts_with('>') && line.ends_with("  ");
+            if line.contains('\t') || line.ends_with([' ', '\r']) && !is_markdown {
                 offenders.push(format!("{path}:{number}"));
             }
         }

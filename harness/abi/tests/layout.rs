@@ -7,8 +7,6 @@
 
 #![cfg(target_pointer_width = "64")]
 
-use std::fmt::Write;
-
 use oodbench_abi::abi_stable::type_layout::{TLData, TLField, TypeLayout};
 use oodbench_abi::abi_stable::{StableAbi, std_types::RResult};
 use oodbench_abi::{DetectorBox, EPOCH, HostBox, PackRef, RawError};
@@ -128,13 +126,12 @@ fn describe(layout: &'static TypeLayout) -> (String, Vec<&'static TypeLayout>) {
         TLData::Enum(data) => {
             let variants: Vec<&str> = data.variant_names_iter().collect();
             let counts = data.field_count.as_slice();
-            writeln!(text, "  variants {variants:?} of {counts:?} {:?}", data.discriminants)
-                .unwrap();
+            text += &format!("  variants {variants:?} of {counts:?} {:?}\n", data.discriminants);
         }
         TLData::PrefixType(data) => {
-            writeln!(text, "  prefix of {} fields", data.first_suffix_field).unwrap();
+            text += &format!("  prefix of {} fields\n", data.first_suffix_field);
         }
-        TLData::Primitive(kind) => writeln!(text, "  {kind:?}").unwrap(),
+        TLData::Primitive(kind) => text += &format!("  {kind:?}\n"),
         _ => {}
     }
     let fields = layout.get_fields().map(|fields| fields.to_vec()).unwrap_or_default();
@@ -145,10 +142,10 @@ fn describe(layout: &'static TypeLayout) -> (String, Vec<&'static TypeLayout>) {
 }
 
 fn describe_field(field: &TLField, text: &mut String, inner: &mut Vec<&'static TypeLayout>) {
-    writeln!(text, "  {}: {}", field.name(), field.full_type()).unwrap();
+    *text += &format!("  {}: {}\n", field.name(), field.full_type());
     inner.push(field.layout());
     for function in field.function_range().iter() {
-        writeln!(text, "    {}", function.to_string().trim_end().replace('\n', " ")).unwrap();
+        *text += &format!("    {}\n", function.to_string().trim_end().replace('\n', " "));
         inner.extend(function.param_type_layouts.iter().map(|layout| layout()));
         inner.extend(function.return_type_layout().map(|layout| layout()));
     }

@@ -42,7 +42,10 @@ impl Detector for Ebo {
                 Param::new("temperature", "what the logits are divided by", "OpenOOD v1.5")
                     .sweep([1.0]),
             ],
-            example: Example::of_logits(&[&[0.0, 0.0], &[2.0, 0.0]], &[-0.693_147, -2.126_928]),
+            example: Example::of_logits(
+                &[&[0.0, 0.0], &[2.0, 0.0]],
+                &[-std::f32::consts::LN_2, -2.126_928],
+            ),
             ..Info::default()
         }
     }

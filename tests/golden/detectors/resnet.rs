@@ -116,7 +116,7 @@ fn images(stream: &str, n: usize, cubed: bool) -> Vec<f32> {
 }
 
 /// The weights: the formula's, but for the last layer.
-pub fn weights(bias: &Tensor) -> HashMap<String, Tensor> {
+fn weights(bias: &Tensor) -> HashMap<String, Tensor> {
     let n_classes = bias.dim(0).expect("a vector");
     let weights = Arc::new(Mutex::new(HashMap::new()));
     let backend: Box<dyn SimpleBackend> = Box::new(Recorder { weights: Arc::clone(&weights) });
@@ -170,51 +170,6 @@ impl SimpleBackend for Recorder {
 /// The classifier as a memory host runs it.
 pub struct FormulaNetwork {
     classifier: Classifier,
-}
-
-impl FormulaNetwork {
-    /// ODIN's scores of image `i` when one pixel's step goes the other way, for each pixel whose
-    /// gradient is too near 0 for f32 to tell its sign.
-    ///
-    /// The step takes the sign alone, so where two convolutions that sum in another order disagree
-    /// on it, both scores are right, and differ by much more than rounding.
-    pub fn scores_of_other_signs(&self, split: &MemorySplit, i: usize, params: &Value) -> Vec<f32> {
-        /// In parts of the gradient's root mean square. Gradients of this network differ from the
-        /// stored ones by up to 4e-6.
-        const UNTOLD: f64 = 2e-5;
-        let number = |name: &str| params[name].as_f64().expect("a number");
-        let (temperature, noise) = (number("temperature"), number("noise"));
-        let softmax = |logits: &[f32]| -> Vec<f64> {
-            let max = logits.iter().fold(f64::NEG_INFINITY, |max, &l| max.max(f64::from(l)));
-            let exps = logits.iter().map(|&l| ((f64::from(l) - max) / temperature).exp());
-            let exps: Vec<f64> = exps.collect();
-            let sum: f64 = exps.iter().sum();
-            exps.iter().map(|exp| exp / sum).collect()
-        };
-        let greatest = |p: &[f64]| p.iter().fold(0.0f64, |max, &p| max.max(p));
-        let image = split.images.select(&[i]).data;
-        let p = softmax(&split.logits.select(&[i]).data);
-        let cotangent: Vec<f32> = p
-            .iter()
-            .map(|&each| if each == greatest(&p) { each - 1.0 } else { each })
-            .map(|slope| (slope / temperature) as f32)
-            .collect();
-        let gradient = self.vjp(&image, (SIDE, SIDE), "logits", &cotangent).expect("a gradient");
-        let squares = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
-        let scale = (squares / gradient.len() as f64).sqrt();
-        let step =
-            |(&x, &g): (&f32, &f32)| if g >= 0.0 { x - noise as f32 } else { x + noise as f32 };
-        let moved: Vec<f32> = image.iter().zip(&gradient).map(step).collect();
-        let untold = (0..image.len()).filter(|&j| f64::from(gradient[j]).abs() < UNTOLD * scale);
-        untold
-            .map(|j| {
-                let mut other = moved.clone();
-                other[j] = step((&image[j], &-gradient[j]));
-                let outputs = self.forward(&other, (SIDE, SIDE)).expect("a forward pass");
-                -greatest(&softmax(&outputs.logits)) as f32
-            })
-            .collect()
-    }
 }
 
 fn failed(error: candle_core::Error) -> RawError {

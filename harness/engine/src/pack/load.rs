@@ -199,7 +199,8 @@ fn root_module(path: &Path, absolute: &Path) -> Result<PackRef, PackError> {
     })
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::process::Command;
 
