@@ -1,5 +1,6 @@
 //! Black-box tests of the binary, golden tests and fixtures.
 
+pub mod binary;
 pub mod goldens;
 
 use std::path::{Path, PathBuf};

@@ -33,7 +33,7 @@ pub fn builtins() -> &'static [Builtin] {
             }),*]
         };
     }
-    embedded!["cifar10", "cifar100", "imagenet200", "imagenet"]
+    embedded!["glyphs", "cifar10", "cifar100", "imagenet200", "imagenet"]
 }
 
 /// The one of that name.

@@ -71,7 +71,8 @@ fn errors_say_where_and_what() {
         "classes = 2",
         "clases = 2",
         " line 6 column 1: unknown field `clases`, expected one of `schema`, `name`, `title`, \
-         `version`, `classes`, `about`, `preprocess`, `classifier`, `sets`, `assets`, `presets`",
+         `version`, `classes`, `about`, `preprocess`, `classifier`, `sets`, `assets`, \
+         `baselines`, `presets`",
     );
     check(
         "resize = 8",

@@ -66,7 +66,27 @@ pub(crate) enum NetworkName {
 /// # Errors
 /// A recipe, a device or a folder that cannot be used, or a training that diverged.
 pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
+    #[cfg(unix)]
+    restart_without_candles_threads();
     match args.command {
         TrainCommand::Embedded(args) => embedded::run(&args),
+    }
+}
+
+/// Starts this program again with `CANDLE_NUM_THREADS=1`, unless the variable is set.
+///
+/// The threads of candle's own pool wait for work by spinning, at the cost of the threads that our
+/// kernels work on: without it training on two cores is more than twice as fast. The pool's size
+/// can be said in no other way, and a running program cannot safely set a variable for itself.
+/// Where the program cannot be started again, training is slow, but goes on.
+#[cfg(unix)]
+fn restart_without_candles_threads() {
+    use std::os::unix::process::CommandExt;
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        let arguments = std::env::args_os().skip(1);
+        let _ = std::process::Command::new(program).args(arguments).env(VARIABLE, "1").exec();
     }
 }

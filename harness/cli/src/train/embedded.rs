@@ -206,7 +206,9 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oodbench_diffusion::checkpoint::{self, Given};
     use oodbench_diffusion::net::NetConfig;
+    use oodbench_nn::classifier::Normalisation;
 
     /// A recipe of seconds.
     fn tiny() -> Recipe {
@@ -235,41 +237,61 @@ mod tests {
         }
     }
 
+    const NAMES: [&str; 2] = ["classifier.safetensors", "diffusion.safetensors"];
+
+    /// Builds both networks from nothing but their files; what the files say of their recipe.
+    fn load(files: [StateDict; 2]) -> [String; 2] {
+        let [classifier, diffusion] = &files;
+        let about = classifier.metadata();
+        let normalisation = Normalisation {
+            mean: serde_json::from_str(&about["mean"]).unwrap(),
+            std: serde_json::from_str(&about["std"]).unwrap(),
+        };
+        let (arch, classes) = (Some(about["arch"].as_str()), about["classes"].parse().unwrap());
+        Classifier::load(classifier, arch, classes, normalisation, &Device::Cpu).unwrap();
+        assert!((0.0..=1.0).contains(&about["val_accuracy"].parse::<f64>().unwrap()));
+        let loaded = checkpoint::load(diffusion, &Given::default(), &Device::Cpu).unwrap();
+        assert_eq!(loaded.net.image_size(), IMAGE_SIDE as usize);
+        files.map(|file| file.metadata()["recipe"].clone())
+    }
+
     #[test]
     fn a_training_ends_with_files_that_describe_themselves() {
         let folder = tempfile::tempdir().unwrap();
         let args = args(folder.path());
         run(&args).unwrap();
-        let file = |name: &str| StateDict::open(&args.out.join(name)).unwrap();
+        load(NAMES.map(|name| StateDict::open(&args.out.join(name)).unwrap()));
+        assert_eq!(std::fs::read_dir(&args.work).unwrap().count(), 0, "no checkpoint is left");
+    }
 
-        let weights = file("classifier.safetensors");
-        let about = weights.metadata();
-        let normalisation = oodbench_nn::classifier::Normalisation {
-            mean: serde_json::from_str(&about["mean"]).unwrap(),
-            std: serde_json::from_str(&about["std"]).unwrap(),
-        };
-        let (arch, classes) = (Some(about["arch"].as_str()), about["classes"].parse().unwrap());
-        Classifier::load(&weights, arch, classes, normalisation, &Device::Cpu).unwrap();
-        assert!((0.0..=1.0).contains(&about["val_accuracy"].parse::<f64>().unwrap()));
-
-        let weights = file("diffusion.safetensors");
-        let net: NetConfig = serde_json::from_str(&weights.metadata()["net"]).unwrap();
-        let (vb, usage) = weights.builder(&Device::Cpu);
-        net.build(vb).unwrap();
-        assert!(usage.unused().is_empty());
-
-        // Nothing is left to do, and the same recipe gives the same bytes again.
-        let bytes = || ["classifier", "diffusion"].map(|name| {
-            std::fs::read(args.out.join(name).with_extension("safetensors")).unwrap()
-        });
-        let first = bytes();
-        assert_eq!(std::fs::read_dir(&args.work).unwrap().count(), 0);
+    #[test]
+    fn the_same_recipe_gives_the_same_bytes_and_is_trained_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut args = args(folder.path());
+        let bytes =
+            |args: &EmbeddedArgs| NAMES.map(|name| std::fs::read(args.out.join(name)).unwrap());
         run(&args).unwrap();
-        assert_eq!(std::fs::read_dir(&args.work).unwrap().count(), 0);
-        run(&EmbeddedArgs { force: true, ..args }).unwrap();
-        assert_eq!(first, ["classifier", "diffusion"].map(|name| {
-            std::fs::read(folder.path().join("out").join(name).with_extension("safetensors")).unwrap()
-        }));
+        let first = bytes(&args);
+        // A second training would need the folder for its checkpoint.
+        std::fs::remove_dir(&args.work).unwrap();
+        run(&args).unwrap();
+        assert!(!args.work.exists());
+        args.force = true;
+        run(&args).unwrap();
+        assert!(first == bytes(&args), "the second training gave other weights");
+    }
+
+    #[test]
+    fn the_committed_weights_were_made_by_the_committed_recipe() {
+        let recipe = Recipe::load(None).unwrap();
+        let files = NAMES.map(|name| {
+            let name = format!("glyphs/{name}");
+            let bytes = oodbench_datasets::embedded(&name).unwrap();
+            StateDict::from_bytes(bytes, Path::new(&name)).unwrap()
+        });
+        assert!(files[0].metadata()["val_accuracy"].parse::<f64>().unwrap() > 0.97);
+        let expected = [recipe.classifier_hash().unwrap(), recipe.diffusion_hash().unwrap()];
+        assert_eq!(load(files), expected);
     }
 
     #[test]

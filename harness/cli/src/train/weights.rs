@@ -10,8 +10,8 @@
 //! | `classes` | classifier | number of classes |
 //! | `mean`, `std` | classifier | JSON array: the normalisation, for pixels from 0 to 1 |
 //! | `val_accuracy` | classifier | of the weights in the file, a fraction |
-//! | `oodbench.diffusion.net` | diffusion | JSON of `NetConfig`: the table `[diffusion.net]` of the recipe |
-//! | `oodbench.diffusion.schedule` | diffusion | JSON of `ScheduleConfig`: the table `[diffusion.schedule]` |
+//! | `oodbench.diffusion.net` | diffusion | JSON of `NetConfig`, `[diffusion.net]` of the recipe |
+//! | `oodbench.diffusion.schedule` | diffusion | JSON of `ScheduleConfig`, likewise |
 //! | `steps` | diffusion | how many training steps |
 
 use std::collections::BTreeMap;
