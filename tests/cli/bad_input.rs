@@ -14,7 +14,8 @@ fn with_lists(scene: &Scene, image: &[u8], list: &str) {
 }
 
 fn bench_own(scene: &Scene, args: &[&str]) -> oodbench_tests::binary::Ran {
-    let start = ["bench", "--method", "msp", "--benchmark", "own.toml", "--data", "data", "--out", "run"];
+    let start =
+        ["bench", "--method", "msp", "--benchmark", "own.toml", "--data", "data", "--out", "run"];
     scene.run(&[&start[..], args].concat())
 }
 
@@ -71,12 +72,19 @@ fn weights_that_do_not_fit() {
     scene.write("weights.pth", b"these are no weights at all");
     let ran = scene.bench(&["--method", "msp", "--classifier", "weights.pth"]);
     ran.refused(96, &["weights.pth", "safetensors or a PyTorch file"]);
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../datasets/benchmarks/glyphs/classifier.safetensors");
+    let own = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../datasets/benchmarks/glyphs/classifier.safetensors"
+    );
     let ran = scene.bench(&["--method", "msp", "--classifier", &format!("resnet18_32x32:{own}")]);
-    ran.refused(96, &["classifier.safetensors", "expected architecture `resnet18_32x32`", "resnet20"]);
+    ran.refused(
+        96,
+        &["classifier.safetensors", "expected architecture `resnet18_32x32`", "resnet20"],
+    );
     let toy = include_str!("../fixtures/toy.toml").replace("classes = 10", "classes = 12");
     scene.write("twelve.toml", toy);
-    let ran = scene.run(&["bench", "--method", "msp", "--benchmark", "twelve.toml", "--out", "run"]);
+    let ran =
+        scene.run(&["bench", "--method", "msp", "--benchmark", "twelve.toml", "--out", "run"]);
     ran.refused(96, &["[12, 64]", "[10, 64]"]);
     let ran = scene.bench(&["--method", "msp", "--classifier", "nowhere.pt"]);
     ran.refused(96, &["nowhere.pt"]);
@@ -85,7 +93,10 @@ fn weights_that_do_not_fit() {
 #[test]
 fn weights_with_a_nan() {
     let scene = Scene::new();
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../datasets/benchmarks/glyphs/classifier.safetensors");
+    let own = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../datasets/benchmarks/glyphs/classifier.safetensors"
+    );
     let mut bytes = std::fs::read(own).unwrap();
     // The last value of the file, whatever its width.
     let end = bytes.len();

@@ -9,8 +9,7 @@ use oodbench_tests::binary::Scene;
 fn without_costs(csv: &str) -> String {
     let costs = ["fit_s", "score_images_per_s", "peak_mb"];
     let header: Vec<&str> = csv.lines().next().expect("a header").split(',').collect();
-    let columns: Vec<usize> =
-        (0..header.len()).filter(|&i| !costs.contains(&header[i])).collect();
+    let columns: Vec<usize> = (0..header.len()).filter(|&i| !costs.contains(&header[i])).collect();
     // Parameters and reasons may hold commas inside of quotes; those columns come before and after.
     let cells = |line: &str| -> Vec<String> {
         let (mut cells, mut quoted) = (vec![String::new()], false);
@@ -40,8 +39,12 @@ fn a_bench_prints_a_leaderboard_and_leaves_its_files() {
         assert!(ran.stdout.contains(part), "expected `{part}` in\n{}", ran.stdout);
     }
     let csv = scene.read("run/leaderboard.csv");
-    assert!(csv.starts_with("method,params,group,dataset,FPR@95,AUROC,AUPR_IN,AUPR_OUT,ACC"), "{csv}");
-    let json: serde_json::Value = serde_json::from_str(&scene.read("run/leaderboard.json")).unwrap();
+    assert!(
+        csv.starts_with("method,params,group,dataset,FPR@95,AUROC,AUPR_IN,AUPR_OUT,ACC"),
+        "{csv}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&scene.read("run/leaderboard.json")).unwrap();
     assert_eq!(json["rows"].as_array().map(Vec::len), Some(3), "{json}");
     assert!(scene.read("run/leaderboard.md").contains("| msp |"));
     let scores = scene.read("run/scores/knn.csv");
@@ -93,9 +96,7 @@ fn a_killed_run_goes_on_to_the_same_leaderboard() {
 fn isolation_does_not_change_a_score() {
     let (apart, together) = (Scene::new(), Scene::new());
     apart.bench(&["--method", "mls,knn", "--set", "knn.K=3"]).succeeded();
-    together
-        .bench(&["--method", "mls,knn", "--set", "knn.K=3", "--isolation", "none"])
-        .succeeded();
+    together.bench(&["--method", "mls,knn", "--set", "knn.K=3", "--isolation", "none"]).succeeded();
     for scores in ["run/scores/mls.csv", "run/scores/knn.csv"] {
         assert_eq!(apart.read(scores), together.read(scores));
     }
@@ -125,7 +126,8 @@ fn a_limit_marks_the_leaderboard() {
 fn a_configuration_file_stands_for_options() {
     let scene = Scene::new();
     let toy = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/toy.toml");
-    let text = format!("method = [\"knn\"]\nbenchmark = {toy:?}\nout = \"run\"\n[params.knn]\nK = 7\n");
+    let text =
+        format!("method = [\"knn\"]\nbenchmark = {toy:?}\nout = \"run\"\n[params.knn]\nK = 7\n");
     scene.write("bench.toml", text);
     scene.run(&["bench", "--config", "bench.toml"]).succeeded();
     assert!(scene.read("run/leaderboard.csv").contains("\"\"K\"\":7"));

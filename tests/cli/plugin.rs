@@ -43,10 +43,7 @@ fn a_text_file_is_no_pack() {
 #[test]
 fn a_pack_of_another_epoch_is_refused_in_one_line() {
     let scene = Scene::new();
-    scene.write(
-        "other.rs",
-        "#[unsafe(no_mangle)] pub static OODBENCH_ABI_EPOCH: u32 = 7;\n",
-    );
+    scene.write("other.rs", "#[unsafe(no_mangle)] pub static OODBENCH_ABI_EPOCH: u32 = 7;\n");
     let built = std::process::Command::new("rustc")
         .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
         .arg(scene.path("libother.so"))

@@ -84,7 +84,8 @@ impl Scene {
     /// A file of the scene as text.
     pub fn read(&self, name: &str) -> String {
         let path = self.path(name);
-        std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("read `{}`: {err}", path.display()))
+        std::fs::read_to_string(&path)
+            .unwrap_or_else(|err| panic!("read `{}`: {err}", path.display()))
     }
 }
 

@@ -80,8 +80,5 @@ pub fn assert_close(what: &str, ours: &Tensor, expected: &Tensor, tolerance: f64
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor
-        .to_dtype(DType::F64)
-        .and_then(|tensor| tensor.flatten_all()?.to_vec1())
-        .expect("numbers")
+    tensor.to_dtype(DType::F64).and_then(|tensor| tensor.flatten_all()?.to_vec1()).expect("numbers")
 }

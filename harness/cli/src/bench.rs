@@ -163,8 +163,7 @@ fn require_packs(
 
 fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
     let config = ConfigFile::load(args.config.as_deref())?;
-    let methods =
-        if args.method.is_empty() { config.method.clone() } else { args.method.clone() };
+    let methods = if args.method.is_empty() { config.method.clone() } else { args.method.clone() };
     if methods.is_empty() {
         let hint = "`--method diffood`, `--method msp,knn` or `--method all`";
         return Err(Failure::usage("bench expected `--method`, got none", Some(hint.to_owned())));
@@ -185,7 +184,11 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
         cache: absolute(env::cache(args.cache.as_deref())?)?,
         out: absolute(out)?,
         classifier: args.classifier.clone().or_else(|| config.classifier.clone()),
-        device: args.device.clone().or_else(|| config.device.clone()).unwrap_or_else(|| "cpu".into()),
+        device: args
+            .device
+            .clone()
+            .or_else(|| config.device.clone())
+            .unwrap_or_else(|| "cpu".into()),
         threads: number(args.threads, config.threads).unwrap_or_else(env::threads).max(1),
         seed: args.seed.or(config.seed).unwrap_or(0),
         limit: number(args.limit, config.limit),
@@ -205,9 +208,8 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
-    std::path::absolute(&path).map_err(|error| {
-        Failure::usage(format!("find folder `{}`: {error}", path.display()), None)
-    })
+    std::path::absolute(&path)
+        .map_err(|error| Failure::usage(format!("find folder `{}`: {error}", path.display()), None))
 }
 
 /// The plan, for people.

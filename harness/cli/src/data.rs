@@ -18,7 +18,9 @@ pub(crate) struct DataArgs {
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// List the benchmarks, or the sets of one and whether their images are there.
-    #[command(after_help = "Examples:\n  oodbench data list\n  oodbench data list cifar10 --data DIR")]
+    #[command(
+        after_help = "Examples:\n  oodbench data list\n  oodbench data list cifar10 --data DIR"
+    )]
     List {
         /// A benchmark by name, or a TOML file.
         benchmark: Option<String>,

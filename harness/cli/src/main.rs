@@ -21,14 +21,18 @@ use exit::Failure;
 
 /// Which out-of-distribution detector to trust, by how much, and at what cost.
 #[derive(Debug, Parser)]
-#[command(name = "oodbench", version, after_help = "\
+#[command(
+    name = "oodbench",
+    version,
+    after_help = "\
 Examples:
   oodbench bench --method diffood              on the embedded benchmark
   oodbench bench --method all --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
   oodbench plugin list                         every detector and what it needs
 
 Exit codes: 0 done, 1 unforeseen, 2 usage, 4 nothing to run, 5 cells outstanding, 96 setup,
-100 cells failed, 103 plugin refused, 110 a result cannot be saved.")]
+100 cells failed, 103 plugin refused, 110 a result cannot be saved."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -58,9 +62,9 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Train(args) => train::run(args).map(|()| exit::DONE).map_err(Failure::from),
-        Command::Worker => {
-            oodbench_engine::process::serve().map(|()| exit::DONE).map_err(|e| Failure::from(anyhow::Error::from(e)))
-        }
+        Command::Worker => oodbench_engine::process::serve()
+            .map(|()| exit::DONE)
+            .map_err(|e| Failure::from(anyhow::Error::from(e))),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -20,7 +20,9 @@ pub(crate) struct PluginArgs {
 #[derive(Debug, Subcommand)]
 enum PluginCommand {
     /// List every detector that is found, and what it needs.
-    #[command(after_help = "Examples:\n  oodbench plugin list\n  oodbench plugin list --plugin-path target/release")]
+    #[command(
+        after_help = "Examples:\n  oodbench plugin list\n  oodbench plugin list --plugin-path target/release"
+    )]
     List {
         /// A pack, or a folder with packs.
         #[arg(long, value_name = "PATH")]
@@ -30,7 +32,9 @@ enum PluginCommand {
         message_format: MessageFormat,
     },
     /// Show everything that a pack says about its detectors.
-    #[command(after_help = "Examples:\n  oodbench plugin inspect target/release/packs/libposthoc.so")]
+    #[command(
+        after_help = "Examples:\n  oodbench plugin inspect target/release/packs/libposthoc.so"
+    )]
     Inspect {
         /// The pack.
         file: PathBuf,
@@ -42,7 +46,9 @@ enum PluginCommand {
         verbose: bool,
     },
     /// Run the conformance check on every detector of a pack.
-    #[command(after_help = "Examples:\n  oodbench plugin check target/release/libmine.so\n  oodbench plugin check target/release/packs/libposthoc.so --detector knn")]
+    #[command(
+        after_help = "Examples:\n  oodbench plugin check target/release/libmine.so\n  oodbench plugin check target/release/packs/libposthoc.so --detector knn"
+    )]
     Check {
         /// The pack.
         file: PathBuf,

@@ -135,14 +135,13 @@ impl HeadFile {
         let tensor = |name: &str| match tensors.tensor(name) {
             Ok(view) if view.dtype() == Dtype::F32 => {
                 let (words, _) = view.data().as_chunks::<4>();
-                let values = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+                let values: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
                 Ok((view.shape().to_vec(), values))
             }
             Ok(view) => Err(bad(path, format!("F32 `{name}`"), format!("{:?}", view.dtype()))),
             Err(error) => Err(bad(path, format!("tensor `{name}`"), error.to_string())),
         };
-        let ((shape, weight), (bias_shape, bias)): ((_, Vec<f32>), (Vec<usize>, Vec<f32>)) =
-            (tensor("weight")?, tensor("bias")?);
+        let ((shape, weight), (bias_shape, bias)) = (tensor("weight")?, tensor("bias")?);
         match shape[..] {
             [n_classes, n_features] if bias_shape == [n_classes] => {
                 Ok(Self { weight, bias, n_classes, n_features })

@@ -55,10 +55,10 @@ pub fn probe(worker: &WorkerCommand, library: &Path) -> Result<PackSummary, Refu
         Ok(Answer::Refused { message, hint, details, foreign }) => {
             Err(Refused { path, message, hint, details, foreign })
         }
-        Ok(Answer::Checked { .. }) => Err(broken(format!("load pack `{}`: no answer", path.display()))),
-        Err(ended) => {
-            Err(broken(format!("load pack `{}`: {}", path.display(), ended.message)))
+        Ok(Answer::Checked { .. }) => {
+            Err(broken(format!("load pack `{}`: no answer", path.display())))
         }
+        Err(ended) => Err(broken(format!("load pack `{}`: {}", path.display(), ended.message))),
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use oodbench_datasets::Benchmark;
 use oodbench_nn::checkpoint::StateDict;
-use oodbench_nn::classifier::{Classifier, ClassifierError, ClassifierSpec, KnownCheckpoint, Normalisation};
+use oodbench_nn::classifier::{
+    Classifier, ClassifierError, ClassifierSpec, KnownCheckpoint, Normalisation,
+};
 use oodbench_nn::device::device;
 use serde::{Deserialize, Serialize};
 

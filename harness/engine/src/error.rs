@@ -64,7 +64,9 @@ pub enum EngineError {
     #[error("another run is writing to `{}`", path.display())]
     Locked { path: PathBuf },
     /// The classifier's output is not usable.
-    #[error("run the classifier on {set}: {what} of `{image}` expected finite values, got `{value}`")]
+    #[error(
+        "run the classifier on {set}: {what} of `{image}` expected finite values, got `{value}`"
+    )]
     NotFinite { set: String, image: String, what: &'static str, value: f32 },
     /// A file of the feature bank that is not one.
     #[error("open feature bank `{}`: expected {expected}, got {got}", path.display())]
@@ -163,9 +165,9 @@ impl EngineError {
             | Self::NoAsset { .. }
             | Self::NoClassifier { .. }
             | Self::Usage { .. } => ErrorKind::Usage,
-            Self::Dataset(DatasetError::BenchmarkSyntax { .. } | DatasetError::Benchmark { .. }) => {
-                ErrorKind::Usage
-            }
+            Self::Dataset(
+                DatasetError::BenchmarkSyntax { .. } | DatasetError::Benchmark { .. },
+            ) => ErrorKind::Usage,
             Self::Catalogue(CatalogueError::Unknown { .. }) => ErrorKind::Usage,
             Self::Pack(_) | Self::Refused(_) | Self::Catalogue(_) | Self::Search(_) => {
                 ErrorKind::PackRefused

@@ -100,7 +100,9 @@ impl WorkerHost {
         let (n, height, width) = match *images.shape.as_slice() {
             [n, 3, height, width] if images.is_valid() => (n, height, width),
             ref shape => {
-                return Err(bad_input(format!("images expected [n, 3, height, width], got {shape:?}")));
+                return Err(bad_input(format!(
+                    "images expected [n, 3, height, width], got {shape:?}"
+                )));
             }
         };
         let values = images.data.as_slice();
@@ -122,7 +124,8 @@ impl WorkerHost {
         let (mut logits, mut features) = (RVec::new(), RVec::new());
         self.in_parts(images, |classifier, part, size, _| {
             let outputs = classifier.forward(part, size).map_err(failed)?;
-            for (all, tensor) in [(&mut logits, outputs.logits), (&mut features, outputs.features)] {
+            for (all, tensor) in [(&mut logits, outputs.logits), (&mut features, outputs.features)]
+            {
                 let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>());
                 all.extend(values.map_err(failed)?);
             }
@@ -160,8 +163,11 @@ impl WorkerHost {
         let n = self.in_parts(images, |classifier, part, size, _| {
             let mut taken = classifier.layers(part, size, names).map_err(failed)?;
             for (i, name) in names.iter().enumerate() {
-                let tensor = taken.remove(name).ok_or_else(|| bad_input(format!("layer `{name}` was named twice")))?;
-                let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(failed)?;
+                let tensor = taken
+                    .remove(name)
+                    .ok_or_else(|| bad_input(format!("layer `{name}` was named twice")))?;
+                let values =
+                    tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(failed)?;
                 match layers.get_mut(i) {
                     Some(layer) => layer.data.extend(values),
                     None => layers.push(NamedTensor {
@@ -237,12 +243,14 @@ impl Host for WorkerHost {
     }
 
     fn asset(&self, name: RStr<'_>) -> RawResult<RString> {
-        raw(self.offers(Needs::ASSETS, "asset").and_then(|()| match self.assets.get(name.as_str()) {
-            Some(path) => Ok(path.display().to_string().into()),
-            None => Err(RawError::new(
-                ErrorCode::BAD_PARAMETER,
-                format!("parameter `{name}` expected a file, got none"),
-            )),
+        raw(self.offers(Needs::ASSETS, "asset").and_then(|()| {
+            match self.assets.get(name.as_str()) {
+                Some(path) => Ok(path.display().to_string().into()),
+                None => Err(RawError::new(
+                    ErrorCode::BAD_PARAMETER,
+                    format!("parameter `{name}` expected a file, got none"),
+                )),
+            }
         }))
     }
 
@@ -256,9 +264,7 @@ impl Host for WorkerHost {
 
     fn image_shape(&self) -> RawResult<RVec<usize>> {
         let (height, width) = self.size;
-        raw(self
-            .offers(Needs::IMAGES, "image_shape")
-            .map(|()| RVec::from(vec![3, height, width])))
+        raw(self.offers(Needs::IMAGES, "image_shape").map(|()| RVec::from(vec![3, height, width])))
     }
 
     fn forward(&self, images: TensorView<'_>) -> RawResult<ForwardOutputs> {
@@ -280,11 +286,7 @@ impl Host for WorkerHost {
         }))
     }
 
-    fn layers(
-        &self,
-        images: TensorView<'_>,
-        names: RVec<RString>,
-    ) -> RawResult<RVec<NamedTensor>> {
+    fn layers(&self, images: TensorView<'_>, names: RVec<RString>) -> RawResult<RVec<NamedTensor>> {
         let names: Vec<String> = names.into_iter().map(RString::into_string).collect();
         raw(self.do_layers(images, &names))
     }

@@ -32,10 +32,19 @@ pub enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
-    Summary { summary: Box<PackSummary> },
+    Summary {
+        summary: Box<PackSummary>,
+    },
     /// The library is no pack of this host.
-    Refused { message: String, hint: Option<String>, details: Option<String>, foreign: bool },
-    Checked { results: Vec<CheckResult> },
+    Refused {
+        message: String,
+        hint: Option<String>,
+        details: Option<String>,
+        foreign: bool,
+    },
+    Checked {
+        results: Vec<CheckResult>,
+    },
 }
 
 /// Serves one request from standard input, and returns when it is answered.

@@ -232,8 +232,15 @@ mod tests {
         let args = ["-c", script].map(str::to_owned).to_vec();
         let command = WorkerCommand { program: "/bin/sh".into(), args };
         let mut heard = Vec::new();
-        let ended =
-            supervise(&command, &"request", 1, limits, |n| heard.push(n), |_| (), |n: &u32| *n == 0);
+        let ended = supervise(
+            &command,
+            &"request",
+            1,
+            limits,
+            |n| heard.push(n),
+            |_| (),
+            |n: &u32| *n == 0,
+        );
         (heard, ended)
     }
 
@@ -247,7 +254,8 @@ mod tests {
 
     #[test]
     fn events_are_heard_in_order() {
-        let (heard, ended) = run("cat > /dev/null; echo 2; echo nonsense; echo 1; echo 0", &limits());
+        let (heard, ended) =
+            run("cat > /dev/null; echo 2; echo nonsense; echo 1; echo 0", &limits());
         assert_eq!((heard, ended), (vec![2, 1, 0], Ok(())));
     }
 

@@ -7,8 +7,8 @@ mod score;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use oodbench_abi::{DetectorBox, Host_TO, HostBox, Needs, RawError};
 use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
+use oodbench_abi::{DetectorBox, Host_TO, HostBox, Needs, RawError};
 use oodbench_datasets::Pack as Images;
 use oodbench_record::{Outcome, RunFolder};
 
@@ -88,9 +88,8 @@ fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), S
     say(Event::Fitting);
     let pack = Pack::open(&job.library).map_err(EngineError::from)?;
     let params = serde_json::Value::Object(job.params.clone()).to_string();
-    let mut detector = pack
-        .create(&job.detector.id, &params, host)
-        .map_err(|error| failed("create", &error))?;
+    let mut detector =
+        pack.create(&job.detector.id, &params, host).map_err(|error| failed("create", &error))?;
     let opened = start.elapsed().as_secs_f64();
     let splits = fit::Splits { train, val, val_ood };
     let fit_wall_s = opened + fit::fit_or_restore(job, &mut detector, &splits)?;

@@ -205,10 +205,10 @@ impl Format {
 
 type Values = (Vec<usize>, Vec<f32>);
 
-fn read_safetensors(
-    bytes: &[u8],
-    path: &Path,
-) -> Result<(Vec<(String, Values)>, HashMap<String, String>), CheckpointError> {
+/// The tensors of a file by name, and the text beside them.
+type Content = (Vec<(String, Values)>, HashMap<String, String>);
+
+fn read_safetensors(bytes: &[u8], path: &Path) -> Result<Content, CheckpointError> {
     let fail = |source| CheckpointError::Safetensors { path: path.to_owned(), source };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(fail)?;
     let file = SafeTensors::deserialize(bytes).map_err(fail)?;

@@ -237,7 +237,14 @@ impl Classifier {
             return Err(ClassifierError::Unused { path, arch: found.to_string(), unused });
         }
         let n_features = network.head().weight().dim(1).unwrap_or(0);
-        Ok(Self { network, arch: found, normalisation, device: device.clone(), n_classes, n_features })
+        Ok(Self {
+            network,
+            arch: found,
+            normalisation,
+            device: device.clone(),
+            n_classes,
+            n_features,
+        })
     }
 
     pub fn arch(&self) -> Architecture {

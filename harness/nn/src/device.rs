@@ -24,8 +24,12 @@ impl DeviceError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unknown(_) => None,
-            Self::NotBuilt(_) => Some("build with `cargo xtask bench --features cuda …`, or leave `--device` out"),
-            Self::NoDriver(_) => Some("install NVIDIA's driver (`libcuda.so.1`), or leave `--device` out"),
+            Self::NotBuilt(_) => {
+                Some("build with `cargo xtask bench --features cuda …`, or leave `--device` out")
+            }
+            Self::NoDriver(_) => {
+                Some("install NVIDIA's driver (`libcuda.so.1`), or leave `--device` out")
+            }
             Self::Unusable { .. } => Some("`nvidia-smi` lists the devices of this machine"),
         }
     }

@@ -70,7 +70,8 @@ pub fn batch(
     let moves: Vec<(usize, usize, bool)> = indices
         .iter()
         .map(|_| {
-            let (dy, dx) = (rng.random_range(0..=2 * crop_padding), rng.random_range(0..=2 * crop_padding));
+            let (dy, dx) =
+                (rng.random_range(0..=2 * crop_padding), rng.random_range(0..=2 * crop_padding));
             (dy, dx, rng.random::<bool>() && horizontal_flip)
         })
         .collect();
@@ -79,7 +80,8 @@ pub fn batch(
         |((image, &index), (dy, dx, mirrored))| {
             let pixels = examples.pixels(index);
             for y in 0..height {
-                let Some(from_y) = (y + dy).checked_sub(crop_padding).filter(|y| *y < height) else {
+                let Some(from_y) = (y + dy).checked_sub(crop_padding).filter(|y| *y < height)
+                else {
                     continue;
                 };
                 for x in 0..width {

@@ -90,8 +90,16 @@ impl BatchNorm2d {
         Ok(Self {
             weight: vb.get_with_hints(channels, "weight", init::ONE)?,
             bias: vb.get_with_hints(channels, "bias", init::ZERO)?,
-            running_mean: Var::from_tensor(&vb.get_with_hints(channels, "running_mean", init::ZERO)?)?,
-            running_var: Var::from_tensor(&vb.get_with_hints(channels, "running_var", init::ONE)?)?,
+            running_mean: Var::from_tensor(&vb.get_with_hints(
+                channels,
+                "running_mean",
+                init::ZERO,
+            )?)?,
+            running_var: Var::from_tensor(&vb.get_with_hints(
+                channels,
+                "running_var",
+                init::ONE,
+            )?)?,
         })
     }
 

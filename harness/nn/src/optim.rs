@@ -94,7 +94,12 @@ impl Optimiser {
         Ok(())
     }
 
-    fn moments(&self, name: &str, grad: &Tensor, [beta1, beta2, eps]: [f64; 3]) -> Result<AdamStep> {
+    fn moments(
+        &self,
+        name: &str,
+        grad: &Tensor,
+        [beta1, beta2, eps]: [f64; 3],
+    ) -> Result<AdamStep> {
         let average = |old: Option<&Tensor>, new: Tensor, beta: f64| -> Result<Tensor> {
             let new = (new * (1.0 - beta))?;
             match old {
@@ -167,8 +172,17 @@ mod tests {
 
     #[test]
     fn agrees_with_pytorch() {
-        check(Rule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 }, [0.403_805, -9.287_479]);
-        check(Rule::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }, [0.704_121, -2.300_494]);
-        check(Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }, [0.701_52, -2.294_198]);
+        check(
+            Rule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
+            [0.403_805, -9.287_479],
+        );
+        check(
+            Rule::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+            [0.704_121, -2.300_494],
+        );
+        check(
+            Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+            [0.701_52, -2.294_198],
+        );
     }
 }

@@ -50,7 +50,10 @@ impl Variables {
 
     /// A copy of every value, by name.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.all().into_iter().map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?))).collect()
+        self.all()
+            .into_iter()
+            .map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?)))
+            .collect()
     }
 
     /// Sets every variable from `values`.

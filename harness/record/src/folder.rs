@@ -279,10 +279,7 @@ mod tests {
         assert_eq!(run.cell("k").unwrap(), CellState::Failed(Box::new(failure)));
         let scores = [f32::MIN_POSITIVE, -1.5];
         run.write_record(&record("k"), &scores).unwrap();
-        assert_eq!(
-            run.cell("k").unwrap(),
-            CellState::Done(Box::new(record("k")), scores.to_vec())
-        );
+        assert_eq!(run.cell("k").unwrap(), CellState::Done(Box::new(record("k")), scores.to_vec()));
         run.forget("k").unwrap();
         assert_eq!(run.cell("k").unwrap(), CellState::Outstanding);
     }

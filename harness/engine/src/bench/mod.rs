@@ -108,7 +108,10 @@ fn missing_sets(
     let no_ood = !present.iter().any(|set| matches!(set.set.role, Role::Near | Role::Far));
     if !missing.is_empty() && (!request.allow_missing || no_test || no_ood) {
         let missing = missing.into_iter().map(|set| (set.set, set.reason)).collect();
-        return Err(EngineError::MissingSets { benchmark: request.benchmark.name.clone(), missing });
+        return Err(EngineError::MissingSets {
+            benchmark: request.benchmark.name.clone(),
+            missing,
+        });
     }
     *located = present;
     Ok(missing)

@@ -36,11 +36,14 @@ impl FromStr for Setting {
     }
 }
 
-/// All parameters of a detector, and the files that some of them stand for.
+/// Parameters, and the files that some of them stand for, by parameter.
+type Resolved = (Map<String, Value>, BTreeMap<String, Asset>);
+
+/// All parameters of a detector.
 pub(super) fn resolve_params(
     info: &DetectorInfo,
     request: &BenchRequest,
-) -> Result<(Map<String, Value>, BTreeMap<String, Asset>), EngineError> {
+) -> Result<Resolved, EngineError> {
     let mut params: Map<String, Value> =
         info.params.iter().map(|param| (param.name.clone(), param.default.clone())).collect();
     let mut assets = BTreeMap::new();
@@ -54,15 +57,14 @@ pub(super) fn resolve_params(
         let param = find(info, &setting.parameter)?;
         set(info, param, &setting.value, Path::new(""), request, &mut params, &mut assets)?;
     }
-    let unset = info.params.iter().find(|param| {
-        param.kind == ParamKind::ASSET && params[&param.name].is_null() && !param.doc.starts_with("optional")
-    });
+    // One file may stand for the others, so that only a detector without any lacks something; and
+    // whoever sets its parameters by hand may have told it to do without.
+    let mut files = info.params.iter().filter(|param| param.kind == ParamKind::ASSET);
     let touched = request.settings.iter().any(|setting| setting.detector == info.id);
-    match unset {
-        Some(param) if !touched => Err(EngineError::NoAsset {
-            detector: info.id.clone(),
-            parameter: param.name.clone(),
-        }),
+    match files.next() {
+        Some(param) if assets.is_empty() && !touched => {
+            Err(EngineError::NoAsset { detector: info.id.clone(), parameter: param.name.clone() })
+        }
         _ => Ok((params, assets)),
     }
 }

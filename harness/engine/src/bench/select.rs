@@ -103,14 +103,10 @@ fn check_settings(
 
 /// What a detector needs and this run has not.
 fn lacks(needs: Needs, roles: &[Role]) -> Option<String> {
-    let sets = [
-        (Needs::TRAIN, Role::IdTrain),
-        (Needs::VAL, Role::IdVal),
-        (Needs::VAL_OOD, Role::OodVal),
-    ];
+    let sets =
+        [(Needs::TRAIN, Role::IdTrain), (Needs::VAL, Role::IdVal), (Needs::VAL_OOD, Role::OodVal)];
     let lacking = sets.iter().filter(|(need, role)| needs.contains(*need) && !roles.contains(role));
-    let mut names: Vec<String> =
-        lacking.map(|(_, role)| format!("the {role} images")).collect();
+    let mut names: Vec<String> = lacking.map(|(_, role)| format!("the {role} images")).collect();
     if needs.names().contains(&"unknown") {
         names.push("a service that this host does not know".to_owned());
     }

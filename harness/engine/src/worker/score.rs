@@ -145,8 +145,9 @@ impl Scoring<'_> {
             if let Some(at) = out.iter().position(|score| !score.is_finite()) {
                 let (index, score) = (first + at, out[at]);
                 let id = images.id(index);
-                let message =
-                    format!("score of image {index} (`{id}`) expected a finite number, got `{score}`");
+                let message = format!(
+                    "score of image {index} (`{id}`) expected a finite number, got `{score}`"
+                );
                 return Err(Failed { outcome: Outcome::NonFinite, message });
             }
             (self.say)(Event::Scoring { cell: nth, done: range.end, total: n });

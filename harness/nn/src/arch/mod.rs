@@ -89,7 +89,10 @@ pub enum Architecture {
 /// One line of help for each family: id, and what it is.
 pub const FAMILIES: &[(&str, &str)] = &[
     ("resnet18_32x32", "ResNet-18 with a 3x3 stem, OpenOOD's network for CIFAR"),
-    ("resnet20", "CIFAR ResNet of depth 20 (also resnet32, resnet44, resnet56, resnet110, resnet1202)"),
+    (
+        "resnet20",
+        "CIFAR ResNet of depth 20 (also resnet32, resnet44, resnet56, resnet110, resnet1202)",
+    ),
     ("densenet", "DenseNet-BC for 32x32 images; depth and growth are read off the weights"),
     ("wrn", "Wide ResNet; depth and width are read off the weights"),
     ("resnet18_224x224", "torchvision's ResNet-18"),
@@ -100,9 +103,7 @@ impl Architecture {
     /// Builds the network on the variables of `vb`.
     pub fn build(&self, n_classes: usize, vb: VarBuilder) -> Result<Box<dyn Network>> {
         Ok(match *self {
-            Self::ResNet32 { blocks } => {
-                Box::new(resnet::ResNet::new_32(blocks, n_classes, vb)?)
-            }
+            Self::ResNet32 { blocks } => Box::new(resnet::ResNet::new_32(blocks, n_classes, vb)?),
             Self::ResNet224 { blocks, bottleneck } => {
                 Box::new(resnet::ResNet::new_224(blocks, bottleneck, n_classes, vb)?)
             }
@@ -149,7 +150,13 @@ impl Architecture {
                 let growth = shapes.get(&format!("block1.layer.0.{last}.weight"))?[0];
                 let transition = shapes.get("trans1.conv1.weight")?;
                 let halving = transition[0] != transition[1];
-                return Some(Self::DenseNet { layers, growth, stem: stem_out, bottleneck, halving });
+                return Some(Self::DenseNet {
+                    layers,
+                    growth,
+                    stem: stem_out,
+                    bottleneck,
+                    halving,
+                });
             }
             let width = shapes.get("block1.layer.0.conv1.weight")?[0];
             return Some(Self::Wrn { blocks: layers, widen: width / 16 });
@@ -206,10 +213,21 @@ mod tests {
     fn every_family_runs_and_its_layers_can_be_tapped() {
         let cases = [
             (Architecture::ResNet32 { blocks: [2, 2, 2, 2] }, "resnet18_32x32", 32, 512),
-            (Architecture::ResNetCifar { blocks: 3, width: 16, projection: false }, "resnet20", 32, 64),
+            (
+                Architecture::ResNetCifar { blocks: 3, width: 16, projection: false },
+                "resnet20",
+                32,
+                64,
+            ),
             (Architecture::Wrn { blocks: 1, widen: 2 }, "wrn10-2", 32, 128),
             (
-                Architecture::DenseNet { layers: 2, growth: 4, stem: 8, bottleneck: true, halving: true },
+                Architecture::DenseNet {
+                    layers: 2,
+                    growth: 4,
+                    stem: 8,
+                    bottleneck: true,
+                    halving: true,
+                },
                 "densenet16-4",
                 32,
                 16,

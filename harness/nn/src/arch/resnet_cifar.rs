@@ -13,7 +13,10 @@ use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average
 enum Shortcut {
     Identity,
     /// Option A: zero channels added before and after.
-    Padded { before: usize, after: usize },
+    Padded {
+        before: usize,
+        after: usize,
+    },
     /// Option B.
     Projected(Box<Conv2d>, Box<BatchNorm2d>),
 }
@@ -27,7 +30,13 @@ struct Block {
 }
 
 impl Block {
-    fn new(c_in: usize, c_out: usize, stride: usize, projection: bool, vb: &VarBuilder) -> Result<Self> {
+    fn new(
+        c_in: usize,
+        c_out: usize,
+        stride: usize,
+        projection: bool,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let shortcut = if stride == 1 && c_in == c_out {
             Shortcut::Identity
         } else if projection {

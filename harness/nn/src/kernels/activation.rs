@@ -32,11 +32,14 @@ impl CustomOp1 for Silu {
         let xs = f32_slice(xs, layout)?;
         let mut out = vec![0.0; xs.len()];
         out.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(out, xs)| {
-            vectorised(#[inline(always)] || {
-                for (y, &x) in out.iter_mut().zip(xs) {
-                    *y = x * sigmoid(x);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, &x) in out.iter_mut().zip(xs) {
+                        *y = x * sigmoid(x);
+                    }
+                },
+            );
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -64,11 +67,14 @@ impl candle_core::CustomOp2 for SiluGradient {
         let mut out = vec![0.0; xs.len()];
         let inputs = xs.par_chunks(CHUNK).zip(grad.par_chunks(CHUNK));
         out.par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (xs, grad))| {
-            vectorised(#[inline(always)] || {
-                for ((y, &x), &g) in out.iter_mut().zip(xs).zip(grad) {
-                    *y = g * silu_slope(x);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((y, &x), &g) in out.iter_mut().zip(xs).zip(grad) {
+                        *y = g * silu_slope(x);
+                    }
+                },
+            );
         });
         Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
@@ -133,13 +139,16 @@ impl CustomOp3 for ScaleShift {
                 let channel = (first + i) % channels;
                 let (a, b) = (scale[channel], shift[channel]);
                 let floor = if self.0 == Then::Relu { 0.0 } else { f32::NEG_INFINITY };
-                vectorised(#[inline(always)] || {
-                    for (y, &x) in out.iter_mut().zip(xs) {
-                        // Not `f32::max`: a NaN must stay one.
-                        let value = x * a + b;
-                        *y = if value < floor { floor } else { value };
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (y, &x) in out.iter_mut().zip(xs) {
+                            // Not `f32::max`: a NaN must stay one.
+                            let value = x * a + b;
+                            *y = if value < floor { floor } else { value };
+                        }
+                    },
+                );
             }
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))

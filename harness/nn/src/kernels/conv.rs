@@ -383,10 +383,8 @@ impl Conv {
 
     fn gradients(self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
         let grad = grad.contiguous()?;
-        let xs_grad = weight.apply_op2_no_bwd(
-            &grad,
-            &InputGradient { conv: self, xs: xs.shape().clone() },
-        )?;
+        let xs_grad = weight
+            .apply_op2_no_bwd(&grad, &InputGradient { conv: self, xs: xs.shape().clone() })?;
         let weight_grad = xs.apply_op2_no_bwd(
             &grad,
             &WeightGradient { conv: self, weight: weight.shape().clone() },
@@ -497,7 +495,8 @@ impl CustomOp2 for WeightGradient {
         grad_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::new(self.conv, xs_layout.shape(), &self.weight)?;
-        let out = geometry.backward_weight(f32_slice(xs, xs_layout)?, f32_slice(grad, grad_layout)?);
+        let out =
+            geometry.backward_weight(f32_slice(xs, xs_layout)?, f32_slice(grad, grad_layout)?);
         Ok((CpuStorage::F32(out), self.weight.clone()))
     }
 }
@@ -541,7 +540,14 @@ mod tests {
     use crate::kernels::testing::{assert_close, random, var};
 
     /// Value and gradients against candle's own convolution.
-    fn check(batch: usize, channels: (usize, usize), size: (usize, usize), kernel: usize, stride: usize, padding: usize) {
+    fn check(
+        batch: usize,
+        channels: (usize, usize),
+        size: (usize, usize),
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+    ) {
         let (c_in, c_out) = channels;
         let xs = var("xs", &[batch, c_in, size.0, size.1]);
         let weight = var("weight", &[c_out, c_in, kernel, kernel]);

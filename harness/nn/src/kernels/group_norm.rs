@@ -67,20 +67,23 @@ fn statistics(xs: &[f32], eps: f64) -> (f32, f32) {
     // Eight lanes, so that the loop vectorises and the sum stays accurate.
     let mut sums = [0.0f64; 8];
     let mut squares = [0.0f64; 8];
-    vectorised(#[inline(always)] || {
-        let chunks = xs.chunks_exact(8);
-        for &x in chunks.remainder() {
-            sums[0] += f64::from(x);
-            squares[0] += f64::from(x) * f64::from(x);
-        }
-        for chunk in chunks {
-            for lane in 0..8 {
-                let x = f64::from(chunk[lane]);
-                sums[lane] += x;
-                squares[lane] += x * x;
+    vectorised(
+        #[inline(always)]
+        || {
+            let chunks = xs.chunks_exact(8);
+            for &x in chunks.remainder() {
+                sums[0] += f64::from(x);
+                squares[0] += f64::from(x) * f64::from(x);
             }
-        }
-    });
+            for chunk in chunks {
+                for lane in 0..8 {
+                    let x = f64::from(chunk[lane]);
+                    sums[lane] += x;
+                    squares[lane] += x * x;
+                }
+            }
+        },
+    );
     let n = xs.len() as f64;
     let mean = sums.iter().sum::<f64>() / n;
     let variance = (squares.iter().sum::<f64>() / n - mean * mean).max(0.0);
@@ -136,19 +139,22 @@ impl CustomOp3 for GroupNorm {
                 for (channel, (out, xs)) in (first..).zip(planes) {
                     let scale = inv_std * weight[channel];
                     let shift = bias[channel] - mean * scale;
-                    vectorised(#[inline(always)] || match self.activation {
-                        Activation::Identity => {
-                            for (y, &x) in out.iter_mut().zip(xs) {
-                                *y = x * scale + shift;
+                    vectorised(
+                        #[inline(always)]
+                        || match self.activation {
+                            Activation::Identity => {
+                                for (y, &x) in out.iter_mut().zip(xs) {
+                                    *y = x * scale + shift;
+                                }
                             }
-                        }
-                        Activation::Silu => {
-                            for (y, &x) in out.iter_mut().zip(xs) {
-                                let value = x * scale + shift;
-                                *y = value * sigmoid(value);
+                            Activation::Silu => {
+                                for (y, &x) in out.iter_mut().zip(xs) {
+                                    let value = x * scale + shift;
+                                    *y = value * sigmoid(value);
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                 }
             },
         );
@@ -219,17 +225,20 @@ impl CustomOp3 for GroupNormGradient {
                     let at = channel * plane..(channel + 1) * plane;
                     let (w, beta) = (weight[channel], bias[channel]);
                     let target = &mut xs_grad[at.clone()];
-                    vectorised(#[inline(always)] || {
-                        for ((out, &x), &g) in
-                            target.iter_mut().zip(&xs[at.clone()]).zip(&grad[at.clone()])
-                        {
-                            let x_hat = (x - mean) * inv_std;
-                            *out = match activation {
-                                Activation::Identity => g,
-                                Activation::Silu => g * silu_slope(x_hat * w + beta),
-                            };
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for ((out, &x), &g) in
+                                target.iter_mut().zip(&xs[at.clone()]).zip(&grad[at.clone()])
+                            {
+                                let x_hat = (x - mean) * inv_std;
+                                *out = match activation {
+                                    Activation::Identity => g,
+                                    Activation::Silu => g * silu_slope(x_hat * w + beta),
+                                };
+                            }
+                        },
+                    );
                     let (mut channel_sum, mut channel_dot) = (0.0f64, 0.0f64);
                     for (&g, &x) in target.iter().zip(&xs[at]) {
                         channel_sum += f64::from(g);
@@ -242,15 +251,19 @@ impl CustomOp3 for GroupNormGradient {
                 }
                 let n = span.len() as f64;
                 let (mean_g, mean_dot) = ((sum / n) as f32, (dot / n) as f32);
-                for channel in first..first + channels_a_group {
+                let of_group = first..first + channels_a_group;
+                for (channel, &w) in of_group.clone().zip(&weight[of_group]) {
                     let at = channel * plane..(channel + 1) * plane;
-                    let (target, xs, w) = (&mut xs_grad[at.clone()], &xs[at], weight[channel]);
-                    vectorised(#[inline(always)] || {
-                        for (out, &x) in target.iter_mut().zip(xs) {
-                            let x_hat = (x - mean) * inv_std;
-                            *out = inv_std * (*out * w - mean_g - x_hat * mean_dot);
-                        }
-                    });
+                    let (target, xs) = (&mut xs_grad[at.clone()], &xs[at]);
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (out, &x) in target.iter_mut().zip(xs) {
+                                let x_hat = (x - mean) * inv_std;
+                                *out = inv_std * (*out * w - mean_g - x_hat * mean_dot);
+                            }
+                        },
+                    );
                 }
             }
         });
