@@ -17,7 +17,8 @@ macro_rules! files {
 }
 
 /// All of them, made by `cargo xtask train embedded`.
-const FILES: &[(&str, &[u8])] = files!["glyphs/classifier.safetensors"];
+const FILES: &[(&str, &[u8])] =
+    files!["glyphs/classifier.safetensors", "glyphs/diffusion.safetensors"];
 
 #[cfg(test)]
 mod tests {
