@@ -129,6 +129,8 @@ struct Fitted {
     loaded: LoadedModel,
     device: Device,
     n_classes: usize,
+    /// Of the images, in pixels.
+    side: usize,
 }
 
 impl Detector for DiffOod {
@@ -165,6 +167,13 @@ impl Detector for DiffOod {
         })?;
         let (n_classes, size) = (data.n_classes(), self.host.image_size()?);
         let loaded = network::load(&origin, size, n_classes, &device)?;
+        let trained_on = loaded.net.image_size();
+        if size.0 != trained_on {
+            self.host.warn(&format!(
+                "the diffusion network was trained on images of {trained_on}x{trained_on} and is used on {}x{}: expect little of its scores",
+                size.0, size.1
+            ));
+        }
         let steps = loaded.schedule.steps();
         for &timestep in &self.params.timesteps {
             if timestep >= steps {
@@ -176,7 +185,7 @@ impl Detector for DiffOod {
             let expected = format!("at most {steps}, the length of the schedule");
             return Err(Error::parameter("steps", &expected, self.params.steps));
         }
-        self.fitted = Some(Fitted { loaded, device, n_classes });
+        self.fitted = Some(Fitted { loaded, device, n_classes, side: size.0 });
         Ok(())
     }
 
@@ -186,7 +195,7 @@ impl Detector for DiffOod {
         };
         let (images, logits) = (batch.images()?, batch.logits()?);
         let [_, _, height, width] = images.shape();
-        let side = fitted.loaded.net.image_size();
+        let side = fitted.side;
         if !images.is_empty() && (height, width) != (side, side) {
             return Err(Error::input(format!(
                 "images expected {side}x{side}, got {height}x{width}"

@@ -62,4 +62,11 @@ impl NetConfig {
         let Self::Ddim(config) = self;
         config.image_size
     }
+
+    /// What the side of an image must be a multiple of, so that every level halves it evenly. The
+    /// network is convolutional: it runs on other sizes than it was trained on, if not as well.
+    pub fn side_multiple(&self) -> usize {
+        let Self::Ddim(config) = self;
+        1 << config.ch_mult.len().saturating_sub(1)
+    }
 }
