@@ -111,6 +111,8 @@ fn start(command: &WorkerCommand, threads: usize) -> std::io::Result<Child> {
         .args(&command.args)
         // Every library that computes has its own pool of threads, and reads this.
         .env("RAYON_NUM_THREADS", threads.max(1).to_string())
+        // candle's own pool waits by spinning, which takes the cores from the kernels that run on rayon.
+        .env("CANDLE_NUM_THREADS", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

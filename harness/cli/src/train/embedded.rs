@@ -28,8 +28,10 @@ pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
         let hash = recipe.classifier_hash()?;
         if args.force || !is_made_by(&path, &hash) {
             write_atomically(&path, &classifier(&recipe, &hash, &device)?)?;
+            say(&format!("classifier: wrote `{}`", path.display()));
+        } else {
+            say(&format!("classifier: kept `{}`, made by this recipe", path.display()));
         }
-        say(&format!("classifier: `{}`", path.display()));
     }
     if wanted(NetworkName::Diffusion) {
         let path = args.out.join("diffusion.safetensors");
@@ -42,8 +44,10 @@ pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
             write_atomically(&path, &diffusion(&recipe, &hash, &checkpoint, &device)?)?;
             std::fs::remove_file(&checkpoint)
                 .with_context(|| format!("remove checkpoint `{}`", checkpoint.display()))?;
+            say(&format!("diffusion: wrote `{}`", path.display()));
+        } else {
+            say(&format!("diffusion: kept `{}`, made by this recipe", path.display()));
         }
-        say(&format!("diffusion: `{}`", path.display()));
     }
     Ok(())
 }
