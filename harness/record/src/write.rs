@@ -1,6 +1,8 @@
 //! Writing a file so that it is there as a whole or not at all.
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::Builder;
