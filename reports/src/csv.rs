@@ -15,7 +15,7 @@ use crate::leaderboard::{Group, Leaderboard};
 use crate::row::Row;
 
 /// The head of the table.
-pub const COLUMNS: [&str; 19] = [
+pub const COLUMNS: [&str; 20] = [
     "method",
     "params",
     "group",
@@ -35,6 +35,7 @@ pub const COLUMNS: [&str; 19] = [
     "device",
     "status",
     "reason",
+    "n_searched",
 ];
 
 const DECIMALS: usize = 4;
@@ -112,6 +113,7 @@ fn line(
         cost.map_or_else(String::new, |cost| cost.device.clone()),
         standing.word.to_owned(),
         standing.reason,
+        row.search.as_ref().map_or_else(String::new, |search| search.tried.len().to_string()),
     ]
 }
 
@@ -127,23 +129,23 @@ mod tests {
         run.manifest.sets[0].of_images = 10;
         run.manifest.limit = Some(4);
         let expected = r#"
-method,params,group,dataset,FPR@95,AUROC,AUPR_IN,AUPR_OUT,ACC,FPR@95_id_positive,FPR@95_openood,n_id,n_ood,fit_s,score_images_per_s,peak_mb,device,status,reason
-mls,"{""temperature"":1.0}",nearood,letters,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-mls,"{""temperature"":1.0}",nearood,nearood,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-mls,"{""temperature"":1.0}",farood,noise,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-mls,"{""temperature"":1.0}",farood,farood-partial,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-msp,"{""temperature"":1.0}",nearood,letters,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-msp,"{""temperature"":1.0}",nearood,nearood,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-msp,"{""temperature"":1.0}",farood,noise,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-msp,"{""temperature"":1.0}",farood,farood-partial,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable
-odin,"{""temperature"":1.0}",nearood,letters,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not"
-odin,"{""temperature"":1.0}",nearood,nearood,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not"
-odin,"{""temperature"":1.0}",farood,noise,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not"
-odin,"{""temperature"":1.0}",farood,farood-partial,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not"
-faulty,"{""temperature"":1.0}",nearood,letters,,,,,,,,,,,,,,failed,panicked: index out of bounds
-faulty,"{""temperature"":1.0}",nearood,nearood,,,,,,,,,,,,,,failed,panicked: index out of bounds
-faulty,"{""temperature"":1.0}",farood,noise,,,,,,,,,,,,,,failed,panicked: index out of bounds
-faulty,"{""temperature"":1.0}",farood,farood-partial,,,,,,,,,,,,,,failed,panicked: index out of bounds
+method,params,group,dataset,FPR@95,AUROC,AUPR_IN,AUPR_OUT,ACC,FPR@95_id_positive,FPR@95_openood,n_id,n_ood,fit_s,score_images_per_s,peak_mb,device,status,reason,n_searched
+mls,"{""temperature"":1.0}",nearood,letters,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+mls,"{""temperature"":1.0}",nearood,nearood,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+mls,"{""temperature"":1.0}",farood,noise,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+mls,"{""temperature"":1.0}",farood,farood-partial,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+msp,"{""temperature"":1.0}",nearood,letters,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+msp,"{""temperature"":1.0}",nearood,nearood,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+msp,"{""temperature"":1.0}",farood,noise,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+msp,"{""temperature"":1.0}",farood,farood-partial,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,partial,incomplete: missing far/svhn; limited to 4 images a set: not comparable,
+odin,"{""temperature"":1.0}",nearood,letters,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not",
+odin,"{""temperature"":1.0}",nearood,nearood,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not",
+odin,"{""temperature"":1.0}",farood,noise,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not",
+odin,"{""temperature"":1.0}",farood,farood-partial,,,,,,,,,,,,,,skipped,"needs `GRADIENT`, which a feature bank | file has not",
+faulty,"{""temperature"":1.0}",nearood,letters,,,,,,,,,,,,,,failed,panicked: index out of bounds,
+faulty,"{""temperature"":1.0}",nearood,nearood,,,,,,,,,,,,,,failed,panicked: index out of bounds,
+faulty,"{""temperature"":1.0}",farood,noise,,,,,,,,,,,,,,failed,panicked: index out of bounds,
+faulty,"{""temperature"":1.0}",farood,farood-partial,,,,,,,,,,,,,,failed,panicked: index out of bounds,
 "#;
         assert_eq!(render(&run.board()).unwrap(), expected.trim_start());
     }
@@ -152,10 +154,10 @@ faulty,"{""temperature"":1.0}",farood,farood-partial,,,,,,,,,,,,,,failed,panicke
     fn a_full_run_has_no_marks() {
         let text = render(&TestRun::small().board()).unwrap();
         let expected = r#"
-msp,"{""temperature"":1.0}",nearood,letters,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,done,
-msp,"{""temperature"":1.0}",nearood,nearood,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,done,
-msp,"{""temperature"":1.0}",farood,noise,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,done,
-msp,"{""temperature"":1.0}",farood,farood,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,done,
+msp,"{""temperature"":1.0}",nearood,letters,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,done,,
+msp,"{""temperature"":1.0}",nearood,nearood,75.0000,83.3333,88.1250,86.1111,75.0000,33.3333,75.0000,4,3,0.250,6.0,12.3,cpu,done,,
+msp,"{""temperature"":1.0}",farood,noise,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,done,,
+msp,"{""temperature"":1.0}",farood,farood,0.0000,100.0000,100.0000,100.0000,75.0000,0.0000,0.0000,4,2,0.250,6.0,12.3,cpu,done,,
 "#;
         let lines: Vec<_> = text.lines().filter(|line| line.starts_with("msp")).collect();
         assert_eq!(lines.join("\n") + "\n", expected.trim_start());

@@ -1,10 +1,10 @@
 //! A small run folder for the tests: written by hand, so that every number can be worked out.
 
 use oodbench_record::{
-    Classifier, Cost, Failure, ListedSet, Machine, MissingSet, Outcome, PackId, PlannedCell,
-    PlannedDetector, Record, RunFolder, RunManifest, SCHEMA, SetFile, SetRef,
+    Classifier, Combination, Cost, Failure, ListedSet, Machine, MissingSet, Outcome, PackId,
+    PlannedCell, PlannedDetector, Record, RunFolder, RunManifest, SCHEMA, Search, SetFile, SetRef,
 };
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::leaderboard::Leaderboard;
@@ -114,6 +114,7 @@ impl TestRun {
             year: 2017,
             params: Map::from_iter([("temperature".to_owned(), json!(1.0))]),
             skipped: skipped.map(str::to_owned),
+            search: None,
             cells: if skipped.is_some() { Vec::new() } else { cells.collect() },
         };
         self.manifest.detectors.push(planned.clone());
@@ -135,32 +136,69 @@ impl TestRun {
         let planned = self.plan(label, None);
         assert_eq!(planned.cells.len(), scores.len());
         for (cell, scores) in planned.cells.iter().zip(scores).filter(|(_, it)| !it.is_empty()) {
-            let record = Record {
-                schema: SCHEMA,
-                key: cell.key.clone(),
-                detector: planned.id.clone(),
-                params: planned.params.clone(),
-                set: cell.set.clone(),
-                seed: self.manifest.seed,
-                n_images: scores.len(),
-                of_images: scores.len(),
-                cost: Cost {
-                    fit_wall_s,
-                    score_wall_s,
-                    peak_bytes: Some(12_345_678),
-                    device: "cpu".into(),
-                    threads: 2,
-                },
-                pack: PackId {
-                    name: "posthoc".into(),
-                    version: "0.1.0".into(),
-                    blake3: "ff".into(),
-                },
-                version: "0.1.0".into(),
-                warnings: Vec::new(),
-            };
-            self.run.write_record(&record, scores).unwrap();
+            let cost = (fit_wall_s, score_wall_s);
+            self.record(&planned.id, &cell.key, &planned.params, &cell.set, scores, cost);
         }
+    }
+
+    fn record(
+        &self,
+        detector: &str,
+        key: &str,
+        params: &Map<String, Value>,
+        set: &SetRef,
+        scores: &[f32],
+        (fit_wall_s, score_wall_s): (f64, f64),
+    ) {
+        let record = Record {
+            schema: SCHEMA,
+            key: key.to_owned(),
+            detector: detector.to_owned(),
+            params: params.clone(),
+            set: set.clone(),
+            seed: self.manifest.seed,
+            n_images: scores.len(),
+            of_images: scores.len(),
+            cost: Cost {
+                fit_wall_s,
+                score_wall_s,
+                peak_bytes: Some(12_345_678),
+                device: "cpu".into(),
+                threads: 2,
+            },
+            pack: PackId { name: "posthoc".into(), version: "0.1.0".into(), blake3: "ff".into() },
+            version: "0.1.0".into(),
+            warnings: Vec::new(),
+        };
+        self.run.write_record(&record, scores).unwrap();
+    }
+
+    /// The search of the detector planned last: the scores of the ID and the OOD validation images
+    /// for each temperature from 0; an empty list is a cell that was not run yet.
+    pub(crate) fn search(&mut self, label: &str, tried: &[&[&[f32]; 2]], chosen: Option<usize>) {
+        let listed = |role: &str, name: &str, nth: usize| {
+            let n_images = tried.iter().map(|scores| scores[nth].len()).max().unwrap_or(0);
+            let content = format!("content-of-{name}");
+            ListedSet { set: set(role, name), n_images, of_images: n_images, content }
+        };
+        let (id, ood) = (listed("id-val", "digits", 0), listed("ood-val", "words", 1));
+        let mut combinations = Vec::new();
+        for (temperature, scores) in tried.iter().enumerate() {
+            let params = Map::from_iter([("temperature".to_owned(), json!(temperature))]);
+            let key = |which: &str| format!("{label}-search-{temperature}-{which}");
+            let combination = Combination { params, id: key("id"), ood: key("ood") };
+            for (key, set, scores) in
+                [(&combination.id, &id.set, scores[0]), (&combination.ood, &ood.set, scores[1])]
+            {
+                if !scores.is_empty() {
+                    self.record(label, key, &combination.params, set, scores, (0.25, 0.5));
+                }
+            }
+            combinations.push(combination);
+        }
+        let parameters = vec!["temperature".to_owned()];
+        let planned = self.manifest.detectors.last_mut().unwrap();
+        planned.search = Some(Search { id, ood, parameters, combinations, chosen });
     }
 
     /// A detector of which every cell without a record failed.

@@ -6,7 +6,7 @@
 //! `far` is `null` then, so that no script takes the one for the other.
 
 use oodbench_metrics::OodMetrics;
-use oodbench_record::{CellState, Classifier, Machine, MissingSet, PackId};
+use oodbench_record::{CellState, Classifier, ListedSet, Machine, MissingSet, PackId};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -14,6 +14,7 @@ use crate::error::ReportError;
 use crate::figures::one_line;
 use crate::leaderboard::{Group, Leaderboard, Mark};
 use crate::row::Row;
+use crate::search::SearchTable;
 
 /// The version of the layout.
 pub const SCHEMA: u32 = 1;
@@ -63,6 +64,8 @@ struct JsonRow<'a> {
     family: &'a str,
     year: u32,
     params: &'a Map<String, Value>,
+    /// `null` where all parameters were given.
+    search: Option<JsonSearch<'a>>,
     status: &'static str,
     reason: Option<String>,
     near: Option<Metrics>,
@@ -74,6 +77,27 @@ struct JsonRow<'a> {
     cost: Option<Cost<'a>>,
     pack: Option<&'a PackId>,
     warnings: Vec<String>,
+}
+
+/// The search that parameters come from.
+#[derive(Serialize)]
+struct JsonSearch<'a> {
+    id: &'a ListedSet,
+    ood: &'a ListedSet,
+    parameters: &'a [String],
+    /// The place of the chosen one among the combinations.
+    chosen: Option<usize>,
+    combinations: Vec<JsonTried<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonTried<'a> {
+    params: &'a Map<String, Value>,
+    status: &'static str,
+    reason: Option<&'a str>,
+    /// The OOD validation images against the ID ones.
+    metrics: Option<Metrics>,
+    score_s: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -171,6 +195,7 @@ fn json_row<'a>(board: &'a Leaderboard, row: &'a Row) -> JsonRow<'a> {
         family: &row.family,
         year: row.year,
         params: &row.params,
+        search: row.search.as_ref().map(json_search),
         status: standing.word,
         reason: Some(standing.reason).filter(|reason| !reason.is_empty()),
         near: average(Group::Near, false),
@@ -187,6 +212,23 @@ fn json_row<'a>(board: &'a Leaderboard, row: &'a Row) -> JsonRow<'a> {
         }),
         pack: row.pack.as_ref(),
         warnings: row.warnings.iter().map(|warning| one_line(warning)).collect(),
+    }
+}
+
+fn json_search(search: &SearchTable) -> JsonSearch<'_> {
+    let combinations = search.tried.iter().map(|tried| JsonTried {
+        params: &tried.params,
+        status: tried.status.word(),
+        reason: Some(tried.status.reason()).filter(|reason| !reason.is_empty()),
+        metrics: metrics(&tried.metrics),
+        score_s: tried.score_s,
+    });
+    JsonSearch {
+        id: &search.id,
+        ood: &search.ood,
+        parameters: &search.parameters,
+        chosen: search.chosen,
+        combinations: combinations.collect(),
     }
 }
 
@@ -282,6 +324,7 @@ mod tests {
       "params": {
         "temperature": 1.0
       },
+      "search": null,
       "status": "done",
       "reason": null,
       "near": {

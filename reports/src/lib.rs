@@ -28,10 +28,12 @@ mod leaderboard;
 pub mod markdown;
 mod row;
 pub mod scores;
+pub mod search;
 pub mod terminal;
 mod write;
 
 pub use error::ReportError;
 pub use leaderboard::{BelowChance, Group, GroupSets, Leaderboard, Mark, ScoredSet, Standing};
 pub use row::{Row, RowCost, Status};
+pub use search::{SearchTable, Tried};
 pub use write::{Written, write_all};

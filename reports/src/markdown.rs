@@ -4,12 +4,17 @@
 use std::fmt::Write;
 
 use oodbench_metrics::OodMetrics;
+use oodbench_record::ListedSet;
+use serde_json::{Map, Value};
 
 use crate::figures::{ABSENT, listed, megabytes, number, one_line, or_absent, percent, speed};
 use crate::leaderboard::{Group, Leaderboard, Mark};
 use crate::row::{Row, Status};
 
 const DECIMALS: usize = 2;
+
+/// What the name of a row bears whose parameters were searched.
+const SEARCHED: &str = " †";
 
 /// The whole file.
 pub fn render(board: &Leaderboard) -> String {
@@ -21,6 +26,7 @@ pub fn render(board: &Leaderboard) -> String {
     per_set(board, "FPR@95 ↓ per data set", |metrics| metrics.fpr95, &mut page);
     incomplete(board, &mut page);
     parameters(board, &mut page);
+    searches(board, &mut page);
     warnings(board, &mut page);
     page
 }
@@ -68,10 +74,13 @@ fn head(board: &Leaderboard, page: &mut String) {
 
 /// `near/letters (500 of 2000 images)`.
 fn sized(board: &Leaderboard, place: usize) -> String {
-    let set = &board.sets[place].listed;
+    text(&sized_set(&board.sets[place].listed))
+}
+
+fn sized_set(set: &ListedSet) -> String {
     let of = counted(set.of_images, "image");
     let count = if set.n_images < set.of_images { format!("{} of {of}", set.n_images) } else { of };
-    format!("{} ({count})", text(&set.set.to_string()))
+    format!("{} ({count})", set.set)
 }
 
 fn packs(board: &Leaderboard) -> String {
@@ -115,7 +124,8 @@ fn summary(board: &Leaderboard, page: &mut String) {
     table.numbers(["ACC", "fit s", "images/s", "peak MB"].map(str::to_owned));
     table.words(["device", "status"].map(str::to_owned));
     for row in &board.rows {
-        let mut line = vec![text(&row.label)];
+        let mark = if row.search.is_some() { SEARCHED } else { "" };
+        let mut line = vec![format!("{}{mark}", text(&row.label))];
         for group in Group::ALL {
             let metrics = board.average(row, group);
             for value in [metrics.auroc, metrics.fpr95] {
@@ -133,6 +143,9 @@ fn summary(board: &Leaderboard, page: &mut String) {
     }
     section(page, "Summary");
     page.push_str(&table.text);
+    if board.rows.iter().any(|row| row.search.is_some()) {
+        put(page, format!("\n{} with parameters from a search, see below", SEARCHED.trim()));
+    }
 }
 
 fn average(board: &Leaderboard, group: Group, value: Option<f64>) -> String {
@@ -186,9 +199,53 @@ fn parameters(board: &Leaderboard, page: &mut String) {
     }
     section(page, "Parameters");
     for row in rows {
-        let pairs: Vec<_> =
-            row.params.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-        put(page, format!("- {}: {}", text(&row.label), text(&pairs.join(", "))));
+        put(page, format!("- {}: {}", text(&row.label), text(&pairs(&row.params))));
+    }
+}
+
+fn pairs(params: &Map<String, Value>) -> String {
+    let pairs = params.iter().map(|(name, value)| format!("{name} = {value}"));
+    pairs.collect::<Vec<_>>().join(", ")
+}
+
+/// Every search with all that was tried.
+fn searches(board: &Leaderboard, page: &mut String) {
+    let mut rows = board.rows.iter().filter_map(|row| Some((row, row.search.as_ref()?))).peekable();
+    if rows.peek().is_none() {
+        return;
+    }
+    section(page, "Parameter search");
+    let intro = "By AUROC of the OOD against the ID validation images; of equals the first. \
+                 These numbers are no test results.";
+    put(page, intro);
+    for (row, search) in rows {
+        put(page, format!("\n### {}\n", text(&row.label)));
+        let sets = [&search.id, &search.ood].map(|set| text(&sized_set(set)));
+        let [id, ood] = sets;
+        let chosen = match search.chosen() {
+            Some(tried) => format!("Chosen: {}", text(&pairs(&tried.params))),
+            None => "Nothing chosen".to_owned(),
+        };
+        let n = counted(search.tried.len(), "combination");
+        put(page, format!("{chosen}, of {n}, on {id} and {ood}.\n"));
+        let mut table = Table::new(search.parameters.iter().map(|name| text(name)));
+        table.numbers(["AUROC ↑", "FPR@95 ↓"].map(str::to_owned));
+        table.words(["", "status"].map(str::to_owned));
+        for (place, tried) in search.tried.iter().enumerate() {
+            let values = search.parameters.iter().map(|name| {
+                tried.params.get(name).map_or_else(String::new, |value| text(&value.to_string()))
+            });
+            let reason = tried.status.reason();
+            let colon = if reason.is_empty() { "" } else { ": " };
+            let is_chosen = search.chosen == Some(place);
+            table.line(values.chain([
+                percent(tried.metrics.auroc, DECIMALS),
+                percent(tried.metrics.fpr95, DECIMALS),
+                if is_chosen { "**chosen**".to_owned() } else { String::new() },
+                format!("{}{colon}{}", tried.status.word(), text(reason)),
+            ]));
+        }
+        page.push_str(&table.text);
     }
 }
 
@@ -346,6 +403,34 @@ mod tests {
             page.contains("| mls | 83.33 | 75.00 | 100.00 (partial) | 0.00 (partial) |"),
             "{page}"
         );
+    }
+
+    #[test]
+    fn a_search_shows_all_that_was_tried() {
+        let mut run = TestRun::new();
+        run.ood("near", "letters", 1);
+        run.detector("msp", &[&[0.1, 0.2, 0.2, 0.4], &[0.3]]);
+        let id: &[f32] = &[0.0, 0.25];
+        run.search("msp", &[&[id, &[0.125]], &[id, &[0.5]], &[id, &[]]], Some(1));
+        let page = render(&run.board());
+        assert!(page.contains("| msp † | 75.00 |"), "{page}");
+        assert!(page.contains("\n† with parameters from a search, see below\n"), "{page}");
+        let expected = r#"
+## Parameter search
+
+By AUROC of the OOD against the ID validation images; of equals the first. These numbers are no test results.
+
+### msp
+
+Chosen: temperature = 1, of 3 combinations, on id-val/digits (2 images) and ood-val/words (1 image).
+
+| temperature | AUROC ↑ | FPR@95 ↓ |  | status |
+| --- | ---: | ---: | --- | --- |
+| 0 | 50.00 | 50.00 | - | done |
+| 1 | 100.00 | 0.00 | **chosen** | done |
+| 2 | - | - | - | partial: not run yet: ood-val/words |
+"#;
+        assert!(page.ends_with(expected), "{page}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use oodbench_record::{CellState, PackId, PlannedDetector, SetRef};
 use serde_json::{Map, Value};
 
 use crate::figures::{listed, one_line};
+use crate::search::SearchTable;
 
 /// How far a detector got.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +179,8 @@ pub struct Row {
     pub year: u32,
     /// All of its parameters.
     pub params: Map<String, Value>,
+    /// The search that some of them come from; absent where all were given.
+    pub search: Option<SearchTable>,
     /// How far it got.
     pub status: Status,
     /// Its cells with their scores, one for each of [`crate::Leaderboard::sets`].
@@ -204,9 +207,14 @@ impl Row {
         planned: &PlannedDetector,
         sets: &[&SetRef],
         cells: Vec<CellState>,
+        search: Option<SearchTable>,
     ) -> Self {
         let states: Vec<_> = sets.iter().copied().zip(&cells).collect();
-        let status = Status::new(planned.skipped.as_deref(), &states);
+        let failure = search.as_ref().and_then(SearchTable::failure);
+        let status = match failure {
+            Some(reason) => Status::Failed { reason: format!("parameter search: {reason}") },
+            None => Status::new(planned.skipped.as_deref(), &states),
+        };
         let records = || {
             cells.iter().filter_map(|cell| match cell {
                 CellState::Done(record, _) => Some(record),
@@ -227,6 +235,7 @@ impl Row {
             family: planned.family.clone(),
             year: planned.year,
             params: planned.params.clone(),
+            search,
             status,
             cost: RowCost::new(&cells),
             pack: records().next().map(|record| record.pack.clone()),

@@ -18,6 +18,9 @@ const MIN_METHOD: usize = 8;
 /// What an average over less than the whole group bears.
 const PARTIAL: &str = "*";
 
+/// What the name of a row bears whose parameters were searched.
+const SEARCHED: &str = "†";
+
 /// The table, the marks of the run, and a line for each row that is not done.
 ///
 /// `width` is the number of columns of the terminal; lines of prose are left for it to wrap.
@@ -57,6 +60,11 @@ pub fn render(board: &Leaderboard, width: usize, styled: bool) -> String {
         }
         let without = one_line(&listed(without));
         notes.push(format!("{PARTIAL} mean of the sets that are there, without {without}"));
+    }
+    if let Some(search) = board.rows.iter().find_map(|row| row.search.as_ref()) {
+        let (id, ood) = (&search.id.set, &search.ood.set);
+        let sets = one_line(&listed([id, ood]));
+        notes.push(format!("{SEARCHED} parameters chosen on {sets}: see `search.csv`"));
     }
     for row in board.rows.iter().filter(|row| !row.status.reason().is_empty()) {
         let word = paint(row.status.word(), row_style(row));
@@ -138,7 +146,10 @@ fn columns(board: &Leaderboard) -> Vec<Column> {
     let cost = |row: &Row| row.cost.clone();
     let accuracy = |row: &Row| percent(board.accuracy.filter(|_| row.status.is_ranked()), 2);
     vec![
-        column(["", "Method"], Left, 0, &|row| one_line(&row.label)),
+        column(["", "Method"], Left, 0, &|row| {
+            let mark = if row.search.is_some() { SEARCHED } else { "" };
+            format!("{}{mark}", one_line(&row.label))
+        }),
         column(["Near", "AUROC ↑"], Right, 0, &auroc(Group::Near)),
         column(["Near", "FPR@95 ↓"], Right, 2, &fpr(Group::Near)),
         column(["Far", "AUROC ↑"], Right, 1, &auroc(Group::Far)),
@@ -257,6 +268,24 @@ failed faulty: panicked: index out of bounds
                 assert!(line.width() <= width, "{width}: {line}");
             }
         }
+    }
+
+    #[test]
+    fn a_searched_row_is_marked() {
+        let mut run = TestRun::new();
+        run.ood("near", "letters", 1);
+        run.detector("msp", &[&[0.1, 0.2, 0.2, 0.4], &[0.3]]);
+        run.search("msp", &[&[&[0.0], &[0.5]]], Some(0));
+        let expected = r#"
+Toy digits 1, net.safetensors, accuracy 75.00 %, seed 7
+
+           Near
+Method  AUROC ↑  status
+msp†      75.00  done
+
+† parameters chosen on id-val/digits, ood-val/words: see `search.csv`
+"#;
+        assert_eq!(render(&run.board(), 30, false), expected.trim_start());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use oodbench_record::{RecordError, RunFolder, write_atomically};
 
 use crate::error::ReportError;
 use crate::leaderboard::Leaderboard;
-use crate::{csv, json, markdown, scores};
+use crate::{csv, json, markdown, scores, search};
 
 /// Where the reports lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Written {
     pub markdown: PathBuf,
     /// `leaderboard.json`.
     pub json: PathBuf,
+    /// `search.csv`; absent for a run without a search.
+    pub search: Option<PathBuf>,
     /// `scores/LABEL.csv` of each row that has scores, in the order of the rows.
     pub scores: Vec<PathBuf>,
 }
@@ -33,6 +35,7 @@ pub fn write_all(board: &Leaderboard, run: &RunFolder) -> Result<Written, Report
         csv: root.join("leaderboard.csv"),
         markdown: root.join("leaderboard.md"),
         json: root.join("leaderboard.json"),
+        search: None,
         scores: Vec::new(),
     };
     let names = scores::file_names(board.manifest.detectors.iter().map(|plan| plan.label.as_str()));
@@ -45,6 +48,14 @@ pub fn write_all(board: &Leaderboard, run: &RunFolder) -> Result<Written, Report
             }
             None => remove(&path)?,
         }
+    }
+    let path = root.join("search.csv");
+    match search::render(board)? {
+        Some(text) => {
+            write_atomically(&path, text.as_bytes())?;
+            written.search = Some(path);
+        }
+        None => remove(&path)?,
     }
     write_atomically(&written.csv, csv::render(board)?.as_bytes())?;
     write_atomically(&written.markdown, markdown::render(board).as_bytes())?;

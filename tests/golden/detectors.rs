@@ -14,13 +14,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use oodbench_engine::bench::{Grid, first_greatest};
 use oodbench_engine::check::memory::{
     self, ImageNetwork, MemoryData, MemoryHead, MemoryHost, MemorySplit, MemoryTensor,
 };
 use oodbench_metrics::RankedScores;
 use oodbench_sdk::Needs;
 use oodbench_tests::shared;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use resnet::ResNetSet;
 
@@ -108,6 +109,70 @@ fn gradients_give_openoods_scores() {
         report.auroc(variant, "ood", &id, &ood, expected.expect("an AUROC"));
     }
     report.end();
+}
+
+#[test]
+fn a_search_chooses_what_openood_chooses() {
+    let folder = shared().join("golden/openood");
+    let manifest = json(&folder.join("manifest.json"));
+    let name = |key: &str| manifest[key].as_str().expect("the manifest names a file").to_owned();
+    let set = FeatureSet::open(&folder.join(name("features_dir")));
+    let results = json(&folder.join(name("search_results")));
+    let mut report = Report::default();
+    for (variant, golden) in results["aps"].as_object().expect("a table of searches") {
+        let detector = variant.split('.').next().unwrap_or(variant);
+        let Some(needs) = needs(detector) else { continue };
+        let (params, sweeps) = sweeps(&golden["sweep"]);
+        let grid = Grid::over(&params, &sweeps);
+        let combinations = grid.combinations.iter().map(|params| {
+            Value::Array(grid.parameters.iter().map(|name| params[name].clone()).collect())
+        });
+        let combinations: Vec<Value> = combinations.collect();
+        assert_eq!(Value::Array(combinations.clone()), golden["combinations"], "{variant}: order");
+        let mut aurocs = Vec::new();
+        for (nth, params) in grid.combinations.iter().enumerate() {
+            let host = MemoryHost::new(needs, Arc::clone(&set.data));
+            let params = Value::Object(params.clone()).to_string();
+            let mut ours = Scorer::new(detector, &params, needs, host);
+            ours.fit(&set.data);
+            let ood = set.data.val_ood.as_ref().expect("OOD validation images");
+            let (id, ood) = (ours.score(&set.data.val), ours.score(ood));
+            let expected = &golden["val_metrics_fpr_auroc_auprin_auprout_acc"][nth][1];
+            let expected = expected.as_f64().expect("an AUROC");
+            aurocs.push(Some(report.auroc(
+                variant,
+                &combinations[nth].to_string(),
+                &id,
+                &ood,
+                expected,
+            )));
+        }
+        let (chosen, _) = first_greatest(&aurocs).expect("a combination");
+        // A single parameter stands without a list.
+        let chosen = match combinations[chosen].as_array().map(Vec::as_slice) {
+            Some([single]) => single.clone(),
+            _ => combinations[chosen].clone(),
+        };
+        println!("{variant}: {chosen} of {} combinations", combinations.len());
+        assert_eq!(chosen, golden["chosen_api_first_max"], "{variant}: choice");
+        report.n_variants += 1;
+    }
+    report.end();
+}
+
+/// A parameter and the values that are tried.
+type Sweep = (String, Vec<Value>);
+
+/// The parameters of a search with their values, by our names: those of the reference end in
+/// `_list`.
+fn sweeps(golden: &Value) -> (Map<String, Value>, Vec<Sweep>) {
+    let lists = golden.as_object().expect("a table of lists");
+    let sweep = |(name, values): (&String, &Value)| {
+        let name = name.strip_suffix("_list").unwrap_or(name).to_owned();
+        (name, values.as_array().expect("a list").clone())
+    };
+    let sweeps: Vec<Sweep> = lists.iter().map(sweep).collect();
+    (sweeps.iter().map(|(name, values)| (name.clone(), values[0].clone())).collect(), sweeps)
 }
 
 /// What a detector of the posthoc crate needs; none for one that it does not have.
@@ -246,7 +311,8 @@ impl Report {
         }
     }
 
-    fn auroc(&mut self, variant: &str, set: &str, id: &[f32], ood: &[f32], expected: f64) {
+    /// Compares the AUROC, and returns ours.
+    fn auroc(&mut self, variant: &str, set: &str, id: &[f32], ood: &[f32], expected: f64) -> f64 {
         self.n_aurocs += 1;
         let ranked = RankedScores::new(id, ood).expect("finite scores");
         let ours = ranked.auroc().expect("both sets have images");
@@ -257,6 +323,7 @@ impl Report {
         if off > AUROC_TOLERANCE {
             self.failures.push(format!("{variant}/{set}: AUROC expected {expected}, got {ours}"));
         }
+        ours
     }
 
     /// Fails with everything that was off.

@@ -4,6 +4,8 @@ use abi_stable::StableAbi;
 use abi_stable::std_types::{RString, RVec};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{ErrorCode, RawError};
+
 /// What a detector needs from the host, as a set of flags. Nothing else is handed to it.
 #[repr(transparent)]
 #[derive(StableAbi, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -77,7 +79,8 @@ impl Needs {
     }
 }
 
-/// The type of a parameter.
+/// The type of a parameter, in the lower half, and what else the host should know of it, as flags
+/// in the upper half.
 #[repr(transparent)]
 #[derive(StableAbi, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -98,9 +101,31 @@ impl ParamKind {
     /// [`crate::Host::asset`] with the parameter's name.
     pub const ASSET: Self = Self(5);
 
-    /// How it is called in help texts.
+    /// A flag: the parameter only chooses how a score is read out of what `fit` and the costly
+    /// part of `score` compute. `fit` does not look at it, and a fitted state does not depend on
+    /// it. A detector with such a parameter offers [`crate::extension::VARIANTS`]. No file has it.
+    pub const READOUT: Self = Self(1 << 16);
+
+    /// Both together: a type and flags.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The type without flags.
+    #[must_use]
+    pub const fn without_flags(self) -> Self {
+        Self(self.0 & 0xffff)
+    }
+
+    /// Whether the flag [`ParamKind::READOUT`] is set.
+    pub const fn is_readout(self) -> bool {
+        self.0 & Self::READOUT.0 != 0
+    }
+
+    /// How the type is called in help texts.
     pub fn name(self) -> &'static str {
-        match self {
+        match self.without_flags() {
             Self::INTEGER => "integer",
             Self::NUMBER => "number",
             Self::BOOLEAN => "boolean",
@@ -112,13 +137,35 @@ impl ParamKind {
     }
 }
 
+/// Why a set of parameters cannot be read out of what was fitted: an entry of the answer to
+/// [`crate::extension::VARIANTS`], as JSON.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VariantFault {
+    /// An [`crate::ErrorCode`].
+    pub code: u32,
+    /// One line.
+    pub message: String,
+}
+
+impl From<VariantFault> for RawError {
+    fn from(fault: VariantFault) -> Self {
+        Self::new(ErrorCode(fault.code), fault.message)
+    }
+}
+
+impl From<RawError> for VariantFault {
+    fn from(error: RawError) -> Self {
+        Self { code: error.code.0, message: error.message.into() }
+    }
+}
+
 /// One parameter of a detector.
 #[repr(C)]
 #[derive(StableAbi, Clone, PartialEq, Debug)]
 pub struct Param {
     /// Name, as it is typed in `--set detector.name=value`.
     pub name: RString,
-    /// Type.
+    /// Type and flags.
     pub kind: ParamKind,
     /// Default as JSON; `null` where the user or the benchmark must say.
     pub default: RString,

@@ -39,7 +39,7 @@ pub mod pack;
 pub mod view;
 
 pub use abi_stable;
-pub use descriptor::{Descriptor, Needs, Param, ParamKind};
+pub use descriptor::{Descriptor, Needs, Param, ParamKind, VariantFault};
 pub use detector::{Detector, Detector_TO, DetectorBox, FitData, ScoreBatch};
 pub use error::{ErrorCode, RawError, RawResult};
 pub use example::{Example, ExampleSplit};

@@ -21,6 +21,7 @@ Examples:
   oodbench bench --method msp,knn --set knn.K=50 --out runs/knn50
   oodbench bench --method all --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
   oodbench bench --method all --benchmark my.toml --data DIR --classifier my.toml --dry-run
+  oodbench bench --method react,knn --aps --set knn.K=50
 
 What is finished is kept: the same command started again does what is left.")]
 pub(crate) struct BenchArgs {
@@ -39,10 +40,15 @@ pub(crate) struct BenchArgs {
     /// Where to compute: cpu, cuda or cuda:N [default: cpu].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// Choose the parameters of each detector on the ID and OOD validation images, among the values
+    /// that it suggests; what `--set` says stays.
+    #[arg(long)]
+    aps: bool,
     /// A parameter of a detector; may be given several times.
     #[arg(long = "set", value_name = "DETECTOR.PARAMETER=VALUE")]
     set: Vec<Setting>,
-    /// Score at most N images of each set; the result is marked as limited.
+    /// Score at most N images of each set, validation sets in a search too; the result is marked as
+    /// limited.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// The seed of everything random [default: 0].
@@ -114,6 +120,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
+    if !args.dry_run {
+        env::restart_without_candles_threads();
+    }
     let talk = Talk::new(args.progress, args.verbose);
     let worker = env::worker()?;
     let search = env::search_path(&args.plugin_path)?;
@@ -192,6 +201,7 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
         threads: number(args.threads, config.threads).unwrap_or_else(env::threads).max(1),
         seed: args.seed.or(config.seed).unwrap_or(0),
         limit: number(args.limit, config.limit),
+        search: args.aps || config.aps,
         batch_size: number(args.batch_size, config.batch_size).unwrap_or(128).max(1),
         allow_missing: args.allow_missing,
         full_spectrum: args.full_spectrum,
@@ -234,6 +244,15 @@ fn describe(request: &BenchRequest, outline: &Outline) -> String {
         let params = serde_json::Value::Object(detector.params.clone());
         let needs = detector.info.needs.names().join(", ");
         text.push_str(&format!("  {:<12} {params}  needs {needs}\n", detector.info.id));
+        if let Some(grid) = &detector.search {
+            let (n, names) = (grid.combinations.len(), grid.parameters.join(", "));
+            let passes = match grid.groups(&detector.info).len() {
+                1 => "1 pass".to_owned(),
+                passes => format!("{passes} passes"),
+            };
+            let line = format!("searches {n} combinations of {names}, in {passes}");
+            text.push_str(&format!("  {:<12} {line}\n", ""));
+        }
     }
     for skipped in &outline.skipped {
         text.push_str(&format!("  {:<12} skipped: {}\n", skipped.info.id, skipped.reason));

@@ -20,6 +20,7 @@ pub(crate) struct ConfigFile {
     pub(crate) device: Option<String>,
     pub(crate) seed: Option<u64>,
     pub(crate) limit: Option<usize>,
+    pub(crate) aps: bool,
     pub(crate) out: Option<PathBuf>,
     pub(crate) threads: Option<usize>,
     pub(crate) batch_size: Option<usize>,

@@ -61,6 +61,24 @@ pub(crate) fn benchmark(named: &str) -> Result<(Benchmark, PathBuf), Failure> {
     Ok((benchmark, path.parent().unwrap_or(Path::new("")).to_owned()))
 }
 
+/// Starts this program again with `CANDLE_NUM_THREADS=1`, unless the variable is set: the first thing
+/// that a command does which runs a network in this process.
+///
+/// The threads of candle's own pool wait for work by spinning, at the cost of the threads that our
+/// kernels work on: without it training on two cores is more than twice as fast. The pool's size
+/// can be said in no other way, and a running program cannot safely set a variable for itself.
+/// Where the program cannot be started again it is slow, but goes on.
+pub(crate) fn restart_without_candles_threads() {
+    use std::os::unix::process::CommandExt;
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        let arguments = std::env::args_os().skip(1);
+        let _ = std::process::Command::new(program).args(arguments).env(VARIABLE, "1").exec();
+    }
+}
+
 /// How many threads there are.
 pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

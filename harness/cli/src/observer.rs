@@ -41,6 +41,11 @@ impl Talk {
         Self { mode, verbose, bar: Mutex::new(None) }
     }
 
+    /// Whether progress is a bar.
+    pub(crate) fn has_bar(&self) -> bool {
+        self.mode == ProgressMode::Bar
+    }
+
     /// A line above the bar.
     pub(crate) fn line(&self, text: &str) {
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,6 +110,10 @@ impl Observer for Talk {
         if self.verbose {
             self.line(message);
         }
+    }
+
+    fn note(&self, message: &str) {
+        Self::note(self, message);
     }
 
     fn detector(&self, label: &str, nth: usize, of: usize) {

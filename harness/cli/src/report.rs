@@ -45,13 +45,11 @@ pub(crate) fn show(run: &Path, format: MessageFormat, talk: &Talk) -> Result<u8,
     match format {
         MessageFormat::Human => {
             print(&terminal::render(&board, width(), styled()))?;
-            print(&format!(
-                "\n{}\n{}\n{}\n{}\n",
-                written.csv.display(),
-                written.markdown.display(),
-                written.json.display(),
-                folder.root().join("scores").display()
-            ))?;
+            let scores = folder.root().join("scores");
+            let files = [&written.csv, &written.markdown, &written.json];
+            let files = files.into_iter().chain(&written.search).chain([&scores]);
+            let lines = files.map(|path| format!("{}\n", path.display()));
+            print(&format!("\n{}", lines.collect::<String>()))?;
         }
         MessageFormat::Json => print(&json::render(&board)?)?,
     }

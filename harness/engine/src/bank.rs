@@ -229,10 +229,8 @@ impl BankFolder {
     ) -> Result<PathBuf, EngineError> {
         let path = self.path(pack);
         std::fs::create_dir_all(&self.folder).map_err(EngineError::io("write", &self.folder))?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".partial-")
-            .tempfile_in(&self.folder)
-            .map_err(EngineError::io("write", &path))?;
+        let mut file =
+            oodbench_record::partial_file(&self.folder).map_err(EngineError::io("write", &path))?;
         let (n, k, d) = (pack.len(), classifier.n_classes(), classifier.n_features());
         let header = serde_json::json!({
             "features": tensor_header(&[n, d], 4 * n * k),

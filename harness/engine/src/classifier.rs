@@ -1,6 +1,7 @@
 //! Which classifier a run uses: the file, what is known about it, and where its normalisation
 //! comes from. Normalisation belongs to the checkpoint: what the user states comes first, then
-//! what is known of a published file by its content, then the benchmark's default.
+//! what is known of a published file by its content, then what the file says of itself, then the
+//! benchmark's default.
 
 use std::path::{Path, PathBuf};
 
@@ -71,13 +72,14 @@ impl ClassifierRef {
                 got: n_classes.to_string(),
             });
         }
+        let stated = Normalisation::stated_in(&file.path);
         Ok(Self {
             name,
             weights: file.path,
             blake3: file.blake3,
             arch: spec.arch,
             n_classes,
-            normalisation: spec.normalisation.or(published).unwrap_or(default),
+            normalisation: spec.normalisation.or(published).or(stated).unwrap_or(default),
             stated_accuracy: known.map(|known| known.accuracy),
         })
     }

@@ -57,6 +57,9 @@ pub enum EngineError {
     /// A benchmark without a classifier of its own, and none was named.
     #[error("benchmark `{benchmark}` has no classifier of its own")]
     NoClassifier { benchmark: String },
+    /// A parameter search without the images that it needs.
+    #[error("search parameters on benchmark `{benchmark}`: expected {role} images, got none")]
+    NoValidation { benchmark: String, role: String },
     /// Every detector that was asked for lacks something.
     #[error("nothing to run: {}", reasons.join("; "))]
     NothingSelected { reasons: Vec<String> },
@@ -143,6 +146,9 @@ impl EngineError {
             Self::NothingSelected { .. } => {
                 Some("`oodbench plugin list` shows what each detector needs".into())
             }
+            Self::NoValidation { role, .. } => Some(format!(
+                "run without `--aps`, or add a set with `role = \"{role}\"` to the benchmark's file"
+            )),
             Self::Locked { .. } => {
                 Some("wait for it, or choose another folder with `--out`".into())
             }

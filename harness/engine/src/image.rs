@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use oodbench_datasets::Pack;
 
+pub use crate::worker::image_key;
+
 /// Writes images into `out` as `f32` in `[0, 1]`, `[n, 3, height, width]`.
 ///
 /// # Panics
 /// When `out` has another length, or there are no such images.
-pub(crate) fn write_images(pack: &Pack, range: Range<usize>, out: &mut [f32]) {
+pub fn write_images(pack: &Pack, range: Range<usize>, out: &mut [f32]) {
     let plane = pack.height() as usize * pack.width() as usize;
     assert_eq!(out.len(), range.len() * 3 * plane, "room for {} images", range.len());
     let pixels = pack.pixels(range);
@@ -23,7 +25,7 @@ pub(crate) fn write_images(pack: &Pack, range: Range<usize>, out: &mut [f32]) {
 }
 
 /// As [`write_images`], into a new vector.
-pub(crate) fn images(pack: &Pack, range: Range<usize>) -> Vec<f32> {
+pub fn images(pack: &Pack, range: Range<usize>) -> Vec<f32> {
     let plane = pack.height() as usize * pack.width() as usize;
     let mut out = vec![0.0; range.len() * 3 * plane];
     write_images(pack, range, &mut out);

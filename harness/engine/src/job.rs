@@ -11,14 +11,16 @@ use serde_json::{Map, Value};
 use crate::classifier::ClassifierRef;
 use crate::pack::DetectorInfo;
 
-/// A detector with one set of parameters, and the sets that it has to score.
+/// A detector with its parameters, and the sets that it has to score.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
     /// The library.
     pub library: PathBuf,
     pub pack: PackId,
     pub detector: DetectorInfo,
-    pub params: Map<String, Value>,
+    /// Sets of parameters, at least one. Where there are several, they differ in readouts alone,
+    /// and are scored in one pass.
+    pub variants: Vec<Variant>,
     /// The files that parameters stand for, by parameter.
     pub assets: BTreeMap<String, PathBuf>,
     pub seed: u64,
@@ -58,10 +60,20 @@ pub struct SetFiles {
     pub bank: PathBuf,
 }
 
+/// One set of parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// What to call it.
+    pub label: String,
+    pub params: Map<String, Value>,
+}
+
 /// One cell of a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CellJob {
     pub key: String,
+    /// The place of its parameters among the variants.
+    pub variant: usize,
     pub set: SetRef,
     pub files: SetFiles,
     pub of_images: usize,
@@ -75,14 +87,14 @@ pub enum Event {
     Fitting,
     /// It is fitted, or its state was restored.
     Fitted { wall_s: f64 },
-    /// So much of the present set is scored.
+    /// So much of the present set is scored, for this cell and those that share its pass.
     Scoring { cell: usize, done: usize, total: usize },
     /// The detector is still alive.
     Progress { done: u64, total: u64 },
     /// The detector says something: 0 and 1 for `-v`, 2 for everybody.
     Log { level: u32, message: String },
     /// The record of a cell is on the disk.
-    CellDone { cell: usize, wall_s: f64 },
+    CellDone { cell: usize, wall_s: f64, n_images: usize },
     /// A cell has no scores; the others go on.
     CellFailed { cell: usize, outcome: Outcome, message: String },
     /// No further cell of this job can be scored.

@@ -8,13 +8,14 @@ pub mod check;
 pub mod classifier;
 mod error;
 pub mod host;
-mod image;
+pub mod image;
 pub mod job;
 pub mod key;
 pub mod pack;
 pub mod process;
 pub mod supervise;
 pub mod text;
+mod variants;
 pub mod worker;
 
 pub use error::{EngineError, ErrorKind, did_you_mean};

@@ -1,5 +1,8 @@
 //! Runs one job: loads the pack, fits the detector once, scores its sets batch by batch, writes
 //! each record. The same code runs in a worker process and, with `--isolation none`, in the host.
+//!
+//! Where a job has several sets of parameters, which differ in readouts alone, one fitted detector
+//! scores them all in one pass over each set. What one of them lacks is not the others' fault.
 
 mod fit;
 mod score;
@@ -8,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
-use oodbench_abi::{DetectorBox, Host_TO, HostBox, Needs, RawError};
+use oodbench_abi::{DetectorBox, ErrorCode, Host_TO, HostBox, Needs, RawError};
 use oodbench_datasets::Pack as Images;
 use oodbench_record::{Outcome, RunFolder};
 
@@ -17,6 +20,8 @@ use crate::host::{Say, WorkerHost};
 use crate::job::{Event, Job, SetFiles};
 use crate::pack::Pack;
 use crate::text::chain;
+
+pub use score::image_key;
 
 /// Why a job ends before its last cell.
 enum Stop {
@@ -47,7 +52,7 @@ pub fn run_job(job: &Job, say: &Say) {
 
 /// How an error of a detector is called.
 fn outcome_of(error: &RawError) -> Outcome {
-    if error.code == oodbench_abi::ErrorCode::PANICKED { Outcome::Panicked } else { Outcome::Error }
+    if error.code == ErrorCode::PANICKED { Outcome::Panicked } else { Outcome::Error }
 }
 
 fn failed(what: &str, error: &RawError) -> Stop {
@@ -69,38 +74,69 @@ fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), S
         }
         None => return Ok(()),
     };
-    let host = WorkerHost {
-        needs,
-        seed: job.seed,
-        threads: job.threads,
-        device: job.device.clone(),
-        assets: job.assets.clone(),
-        head: job.head.clone(),
-        classifier: job.classifier.clone(),
-        loaded: Mutex::new(None),
-        train: train.clone(),
-        val: val.clone(),
-        val_ood: val_ood.clone(),
-        size,
-        say: keeping_warnings(say, warnings),
+    let host = || -> HostBox {
+        let host = WorkerHost {
+            needs,
+            seed: job.seed,
+            threads: job.threads,
+            device: job.device.clone(),
+            assets: job.assets.clone(),
+            head: job.head.clone(),
+            classifier: job.classifier.clone(),
+            loaded: Mutex::new(None),
+            train: train.clone(),
+            val: val.clone(),
+            val_ood: val_ood.clone(),
+            size,
+            say: keeping_warnings(say, warnings),
+        };
+        Host_TO::from_value(host, TD_Opaque)
     };
-    let host: HostBox = Host_TO::from_value(host, TD_Opaque);
     say(Event::Fitting);
     let pack = Pack::open(&job.library).map_err(EngineError::from)?;
-    let params = serde_json::Value::Object(job.params.clone()).to_string();
-    let mut detector =
-        pack.create(&job.detector.id, &params, host).map_err(|error| failed("create", &error))?;
+    let (mut detector, refused) = create(job, &pack, &host)?;
     let opened = start.elapsed().as_secs_f64();
+    let (train, val, val_ood) = (train.clone(), val.clone(), val_ood.clone());
     let splits = fit::Splits { train, val, val_ood };
     let fit_wall_s = opened + fit::fit_or_restore(job, &mut detector, &splits)?;
     say(Event::Fitted { wall_s: fit_wall_s });
 
     let run = RunFolder::new(&job.run);
-    let scoring = score::Scoring { job, say, fit_wall_s, warnings };
-    for nth in 0..job.cells.len() {
-        scoring.cell(nth, &mut detector, &run)?;
+    score::Scoring { job, say, fit_wall_s, warnings, refused }.all(&mut detector, &run)
+}
+
+/// The detector, made with the first of its variants that it takes, and why it refuses others.
+fn create(
+    job: &Job,
+    pack: &Pack,
+    host: &dyn Fn() -> HostBox,
+) -> Result<(Detector, Vec<Option<String>>), Stop> {
+    let (mut detector, mut refused, mut first_error) = (None, Vec::new(), None);
+    for variant in &job.variants {
+        let params = serde_json::Value::Object(variant.params.clone()).to_string();
+        match pack.create(&job.detector.id, &params, host()) {
+            Ok(made) => {
+                // Of the others nothing is wanted but that they can be made.
+                detector.get_or_insert(made);
+                refused.push(None);
+            }
+            Err(error) if error.code == ErrorCode::PANICKED => {
+                return Err(failed("create", &error));
+            }
+            Err(error) => {
+                refused.push(Some(format!("create: {}", crate::text::one_line(&error.message))));
+                first_error.get_or_insert(error);
+            }
+        }
     }
-    Ok(())
+    match (detector, first_error) {
+        (Some(detector), _) => Ok((detector, refused)),
+        (None, Some(error)) => Err(failed("create", &error)),
+        (None, None) => {
+            let message = "the job has no parameters at all".to_owned();
+            Err(Stop::Failed(Outcome::Error, message))
+        }
+    }
 }
 
 /// Warnings are said, and kept for the records.

@@ -37,7 +37,8 @@ pub struct Cost {
     /// Wall time of `create` and `fit`, or of loading the fitted state, in seconds. Shared by all
     /// cells of the same worker.
     pub fit_wall_s: f64,
-    /// Wall time of `score` over the whole set, in seconds.
+    /// Wall time of `score` over the whole set, in seconds; where several sets of parameters were
+    /// scored in one pass, an equal part of it.
     pub score_wall_s: f64,
     /// Greatest resident memory of the worker until the cell was finished, in bytes; absent where
     /// the system does not tell, and without a worker process.

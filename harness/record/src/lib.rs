@@ -19,6 +19,7 @@ mod cell;
 mod error;
 mod folder;
 mod manifest;
+mod search;
 mod write;
 
 pub use cell::{Cost, Failure, Outcome, PackId, Record, SetRef};
@@ -27,7 +28,8 @@ pub use folder::{CellState, RunFolder};
 pub use manifest::{
     Classifier, ListedSet, Machine, MissingSet, PlannedCell, PlannedDetector, RunManifest, SetFile,
 };
-pub use write::write_atomically;
+pub use search::{Combination, Search};
+pub use write::{partial_file, write_atomically};
 
 /// The version of everything in a run folder.
 pub const SCHEMA: u32 = 1;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::cell::SetRef;
+use crate::search::Search;
 
 /// The head of a run folder, `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,6 +94,10 @@ pub struct PlannedDetector {
     pub params: Map<String, Value>,
     /// What it lacks here; it has no cells then.
     pub skipped: Option<String>,
+    /// The search that `params` come from; absent where they were given. Until a search has ended
+    /// there are no cells, and `params` are what it starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
     /// One cell for each scored set.
     pub cells: Vec<PlannedCell>,
 }

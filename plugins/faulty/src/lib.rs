@@ -4,6 +4,8 @@
 //! logits alone, so they run wherever a classifier does. None is for use: they end the process
 //! that they run in, which is why the harness gives a cell a process of its own.
 
+pub mod search;
+
 use oodbench_sdk::prelude::*;
 
 /// What a detector does wrong, and when.
@@ -68,9 +70,9 @@ macro_rules! faults {
             }
         )+
 
-        oodbench_sdk::export_pack!($($name),+);
+        oodbench_sdk::export_pack!($($name,)+ search::Sweep);
 
-        /// Every id of this pack.
+        /// The id of each detector with a fault of its own.
         pub const FAULTS: &[&str] = &[$($id),+];
     };
 }

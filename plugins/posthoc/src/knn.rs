@@ -49,7 +49,8 @@ impl Detector for Knn {
             needs: Needs::FEATURES.and(Needs::TRAIN),
             params: vec![
                 Param::new("K", "which neighbour counts, from 1", "OpenOOD v1.5")
-                    .sweep([50, 100, 200, 500, 1000]),
+                    .sweep([50, 100, 200, 500, 1000])
+                    .readout(),
             ],
             example: Example::of_features(&[&[3.0, 0.0], &[1.0, 1.0]], &[2.0, 0.585_786])
                 .train(&[&[1.0, 0.0], &[0.0, 2.0]], &[0, 1])
@@ -67,16 +68,35 @@ impl Detector for Knn {
 
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
         let features = data.train().features()?;
-        if features.n_rows() < self.params.k {
-            let expected = format!("at most {}, the number of training images", features.n_rows());
-            return Err(Error::parameter("K", &expected, self.params.k));
+        if features.n_rows() == 0 {
+            return Err(Error::input("there are no training images"));
         }
         self.bank = normalised(features);
         self.n_features = features.n_cols();
         Ok(())
     }
 
+    fn check_readout(&self, params: &Params) -> Result<()> {
+        let n_bank = self.bank.len().checked_div(self.n_features).unwrap_or(0);
+        if params.k > n_bank {
+            let expected = format!("at most {n_bank}, the number of training images");
+            return Err(Error::parameter("K", &expected, params.k));
+        }
+        Ok(())
+    }
+
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
+        let own = self.params.clone();
+        self.score_variants(batch, &[own], scores)
+    }
+
+    /// One search for the greatest `K` finds the distances for all.
+    fn score_variants(
+        &mut self,
+        batch: &Batch<'_>,
+        variants: &[Params],
+        scores: &mut [f32],
+    ) -> Result<()> {
         let features = batch.features()?;
         if self.n_features == 0 {
             return Err(Error::new("`score` was called before `fit`"));
@@ -89,7 +109,8 @@ impl Detector for Knn {
         let bank = Matrix::new(&self.bank, n_bank, self.n_features)?;
         let queries = normalised(features);
         let queries = Matrix::new(&queries, features.n_rows(), self.n_features)?;
-        scores.copy_from_slice(&kth_distances(queries, bank, self.params.k));
+        let ks: Vec<usize> = variants.iter().map(|params| params.k).collect();
+        scores.copy_from_slice(&kth_distances(queries, bank, &ks));
         Ok(())
     }
 }

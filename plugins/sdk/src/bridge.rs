@@ -1,5 +1,7 @@
 //! From the trait to the ABI and back, with every panic caught on the way.
 
+mod readout;
+
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -7,13 +9,16 @@ use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
 use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RSliceMut, RStr, RString, RVec};
 use oodbench_abi::{
     Descriptor, Detector as RawDetector, Detector_TO, DetectorBox, ErrorCode, FitData as RawFit,
-    HostBox, Param as RawParam, RawError, RawResult, ScoreBatch, TensorView, extension,
+    HostBox, Param as RawParam, ParamKind, RawError, RawResult, ScoreBatch, TensorView, extension,
 };
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::data::{Batch, FitData};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::{Detector, Info};
+use readout::Readout;
 
 /// Runs `f`; a panic becomes an error, because one that crossed the boundary would end the host.
 pub fn guarded<T>(f: impl FnOnce() -> Result<T>) -> RawResult<T> {
@@ -39,7 +44,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 pub fn descriptor<D: Detector>() -> Result<Descriptor> {
     let info = D::info();
     let defaults = match serde_json::to_value(D::Params::default())? {
-        serde_json::Value::Object(map) => map,
+        Value::Object(map) => map,
         other => {
             return Err(Error::new(format!(
                 "parameters of `{}` expected a struct, got `{other}`",
@@ -53,6 +58,13 @@ pub fn descriptor<D: Detector>() -> Result<Descriptor> {
         return Err(Error::new(format!(
             "`{}` describes the parameters {described:?}, but its fields are {fields:?}",
             info.id
+        )));
+    }
+    if let Some(param) = info.params.iter().find(|p| p.readout && p.kind == Some(ParamKind::ASSET))
+    {
+        return Err(Error::new(format!(
+            "parameter `{}` of `{}` expected a value to be read out with, got a file",
+            param.name, info.id
         )));
     }
     let params = info.params.iter().zip(defaults.values()).map(|(param, default)| RawParam {
@@ -87,12 +99,24 @@ pub fn descriptor<D: Detector>() -> Result<Descriptor> {
 /// # Errors
 /// Parameters that are unknown, of another type, or out of range.
 pub fn create<D: Detector>(params: &str, host: HostBox) -> Result<DetectorBox> {
-    let params: D::Params = serde_json::from_str(params)
-        .map_err(|err| Error::with_code(ErrorCode::BAD_PARAMETER, err.to_string()))?;
+    let params: Value = parse(params)?;
     let host = Host::new(host);
-    let detector = D::new(params, host.clone())?;
-    let bridge = Bridge { detector: ManuallyDrop::new(detector), host, sizes: None };
-    Ok(Detector_TO::from_value(bridge, TD_Opaque))
+    let detector = D::new(parse_value(params.clone())?, host.clone())?;
+    let detector = ManuallyDrop::new(detector);
+    let readout = Readout::new(params);
+    Ok(Detector_TO::from_value(Bridge { detector, host, sizes: None, readout }, TD_Opaque))
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(bad_parameter)
+}
+
+fn parse_value<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(bad_parameter)
+}
+
+fn bad_parameter(err: impl ToString) -> Error {
+    Error::with_code(ErrorCode::BAD_PARAMETER, err.to_string())
 }
 
 /// A detector behind the ABI.
@@ -101,6 +125,7 @@ struct Bridge<D: Detector> {
     host: Host,
     /// Of the classifier that the detector was fitted on; unknown before that.
     sizes: Option<Sizes>,
+    readout: Readout<D>,
 }
 
 /// Columns of logits and features. They are checked here once, so that a detector which keeps
@@ -152,27 +177,39 @@ impl<D: Detector> Bridge<D> {
             sizes.check(split.logits, split.features)?;
         }
         self.detector.fit(&FitData::new(data))?;
-        self.sizes = Some(sizes);
+        self.fitted(sizes);
         Ok(())
     }
 
+    fn fitted(&mut self, sizes: Sizes) {
+        self.sizes = Some(sizes);
+        self.readout.reset();
+    }
+
     fn score(&mut self, batch: ScoreBatch<'_>, out: &mut [f32]) -> Result<()> {
-        if out.len() != batch.len {
-            return Err(Error::input(format!(
-                "scores expected room for {}, got {}",
-                batch.len,
-                out.len()
-            )));
+        let expected = batch.len.saturating_mul(self.readout.n_rows());
+        if out.len() != expected {
+            let got = out.len();
+            return Err(Error::input(format!("scores expected room for {expected}, got {got}")));
         }
         if let Some(sizes) = self.sizes {
             sizes.check(batch.logits, batch.features)?;
         }
-        self.detector.score(&Batch::new(batch)?, out)
+        let batch = Batch::new(batch)?;
+        if self.sizes.is_some() {
+            self.readout.check_own(&self.detector)?;
+        }
+        match self.readout.variants() {
+            // Rows without columns are more trouble to each detector than they are worth.
+            Some(_) if batch.is_empty() => Ok(()),
+            Some(variants) => self.detector.score_variants(&batch, variants, out),
+            None => self.detector.score(&batch, out),
+        }
     }
 
     fn save_state(&self) -> Result<Vec<u8>> {
         let Some(state) = self.detector.save_state()? else {
-            return Err(unsupported("this detector keeps no state"));
+            return Err(Error::unsupported("this detector keeps no state"));
         };
         let sizes = self.sizes.ok_or_else(|| Error::new("the detector is not fitted"))?;
         Ok([&sizes.to_bytes()[..], &state].concat())
@@ -181,13 +218,16 @@ impl<D: Detector> Bridge<D> {
     fn load_state(&mut self, state: &[u8]) -> Result<()> {
         let (sizes, state) = Sizes::split(state)?;
         self.detector.load_state(state)?;
-        self.sizes = Some(sizes);
+        self.fitted(sizes);
         Ok(())
     }
-}
 
-fn unsupported(what: impl Into<String>) -> Error {
-    Error::with_code(ErrorCode::UNSUPPORTED, what)
+    fn set_variants(&mut self, input: &[u8]) -> Result<Vec<u8>> {
+        if self.sizes.is_none() {
+            return Err(Error::new("the detector is not fitted"));
+        }
+        Ok(serde_json::to_vec(&self.readout.set_variants(&self.detector, input)?)?)
+    }
 }
 
 impl<D: Detector> RawDetector for Bridge<D> {
@@ -203,7 +243,8 @@ impl<D: Detector> RawDetector for Bridge<D> {
         guarded(|| match id.as_str() {
             extension::SAVE_STATE => self.save_state().map(RVec::from),
             extension::LOAD_STATE => self.load_state(input.as_slice()).map(|()| RVec::new()),
-            other => Err(unsupported(format!("unknown extension `{other}`"))),
+            extension::VARIANTS => self.set_variants(input.as_slice()).map(RVec::from),
+            other => Err(Error::unsupported(format!("unknown extension `{other}`"))),
         })
     }
 }

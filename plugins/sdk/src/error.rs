@@ -34,6 +34,11 @@ impl Error {
         Self { code, message: message.into() }
     }
 
+    /// A call that the detector does not offer.
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::with_code(ErrorCode::UNSUPPORTED, what)
+    }
+
     /// Whether the host asked to stop.
     pub fn is_cancelled(&self) -> bool {
         self.code == ErrorCode::CANCELLED

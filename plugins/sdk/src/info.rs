@@ -43,18 +43,29 @@ pub struct Param {
     pub(crate) source: &'static str,
     pub(crate) sweep: Vec<Value>,
     pub(crate) kind: Option<ParamKind>,
+    pub(crate) readout: bool,
 }
 
 impl Param {
     /// A parameter, what it means, and where its default comes from.
     pub fn new(name: &'static str, doc: &'static str, source: &'static str) -> Self {
-        Self { name, doc, source, sweep: Vec::new(), kind: None }
+        Self { name, doc, source, sweep: Vec::new(), kind: None, readout: false }
     }
 
     /// The values that a parameter search tries.
     #[must_use]
     pub fn sweep<V: Into<Value>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
         self.sweep = values.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Says that the parameter only chooses how a score is read out of what
+    /// [`crate::Detector::fit`] and the costly part of [`crate::Detector::score`] compute, so that
+    /// [`crate::Detector::score_variants`] gets the scores for many of its values at the cost of
+    /// one. `fit` must not look at it, and a saved state must not depend on it.
+    #[must_use]
+    pub fn readout(mut self) -> Self {
+        self.readout = true;
         self
     }
 
@@ -80,12 +91,13 @@ impl Param {
     }
 
     pub(crate) fn kind_of(&self, default: &Value) -> ParamKind {
-        self.kind.unwrap_or(match default {
+        let kind = self.kind.unwrap_or(match default {
             Value::Bool(_) => ParamKind::BOOLEAN,
             Value::Number(number) if number.is_f64() => ParamKind::NUMBER,
             Value::Number(_) => ParamKind::INTEGER,
             Value::Array(_) => ParamKind::LIST,
             _ => ParamKind::TEXT,
-        })
+        });
+        if self.readout { kind.and(ParamKind::READOUT) } else { kind }
     }
 }

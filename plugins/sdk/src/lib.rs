@@ -93,7 +93,7 @@ pub mod prelude {
 pub trait Detector: Send + Sized + 'static {
     /// Parameters with their defaults. Derive `Serialize` and `Deserialize` with
     /// `#[serde(default, deny_unknown_fields)]`; each field has a [`Param`] in the info.
-    type Params: Serialize + DeserializeOwned + Default;
+    type Params: Serialize + DeserializeOwned + Default + Send;
 
     /// What is known of it without running it.
     fn info() -> Info;
@@ -120,6 +120,34 @@ pub trait Detector: Send + Sized + 'static {
     /// What the host's services say.
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()>;
 
+    /// Writes the scores for several sets of parameters, `[variant, image]`, row by row, each the
+    /// same to the last bit as [`Detector::score`] of a detector with these parameters. They differ
+    /// from the detector's own, which may not be among them, in parameters marked
+    /// [`Param::readout`] alone; a detector with such a parameter must have this method. Neither
+    /// `batch` nor `variants` is empty, and [`Detector::check_readout`] has accepted each variant.
+    ///
+    /// # Errors
+    /// What the host's services say.
+    fn score_variants(
+        &mut self,
+        _batch: &Batch<'_>,
+        _variants: &[Self::Params],
+        _scores: &mut [f32],
+    ) -> Result<()> {
+        Err(Error::unsupported("this detector scores one set of parameters at a time"))
+    }
+
+    /// Whether scores for these parameters can be read out of what was fitted: called after `fit`
+    /// or `load_state` and before the first score, with the detector's own parameters or with each
+    /// of its variants. Here belongs what must be known of a [`Param::readout`] and depends on the
+    /// data; what does not belongs to `new`, which has accepted them already.
+    ///
+    /// # Errors
+    /// Parameters that do not go with the data.
+    fn check_readout(&self, _params: &Self::Params) -> Result<()> {
+        Ok(())
+    }
+
     /// What `fit` has learned, as bytes, so that a fit done once serves every later run. `None`
     /// where fitting again is as quick as reading the state.
     ///
@@ -130,7 +158,7 @@ pub trait Detector: Send + Sized + 'static {
     }
 
     /// Takes the place of `fit`: restores what [`Detector::save_state`] gave for the same
-    /// parameters.
+    /// parameters, those marked [`Param::readout`] excepted.
     ///
     /// # Errors
     /// Bytes that are no such state.

@@ -1,13 +1,15 @@
 //! The bench: from a request over a plan to records.
 //!
-//! 1. [`select`] finds the detectors and their parameters;
-//! 2. [`stage`] prepares images and fills the feature bank;
-//! 3. [`plan`] gives every cell its key;
-//! 4. [`run`] runs what is not there yet, a worker for each detector.
+//! 1. `select` finds the detectors and their parameters;
+//! 2. `stage` prepares images and fills the feature bank;
+//! 3. `plan` gives every cell its key;
+//! 4. `run` runs what is not there yet, a worker for each detector and set of parameters;
+//! 5. `search` chooses parameters on the way, where that is asked for.
 
 mod params;
 mod plan;
 mod run;
+mod search;
 mod select;
 mod stage;
 
@@ -15,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use oodbench_datasets::{Benchmark, DataDir, Progress, Role, locate};
-use oodbench_record::{Classifier, ListedSet, Machine, MissingSet, RunFolder, RunManifest, SetRef};
+use oodbench_record::{Classifier, Machine, MissingSet, RunFolder, RunManifest, SetRef};
 use serde_json::{Map, Value};
 
 use crate::classifier::ClassifierRef;
@@ -25,9 +27,11 @@ use crate::supervise::WorkerCommand;
 use crate::text::chain;
 
 pub use params::Setting;
-pub use plan::PlannedJob;
 pub use run::{CellEnd, Isolation, Summary};
+pub use search::{Grid, first_greatest};
 pub use select::{Selected, Skipped};
+
+use plan::Planned;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -49,6 +53,8 @@ pub struct BenchRequest {
     pub seed: u64,
     /// At most so many images of each scored set.
     pub limit: Option<usize>,
+    /// Whether parameters that the user does not set are chosen on validation images.
+    pub search: bool,
     pub batch_size: usize,
     pub allow_missing: bool,
     pub full_spectrum: bool,
@@ -67,6 +73,8 @@ pub trait Observer: Progress {
     fn warn(&self, message: &str);
     /// Something that helps to find a fault.
     fn debug(&self, message: &str);
+    /// How the run goes.
+    fn note(&self, message: &str);
     /// A detector begins.
     fn detector(&self, label: &str, nth: usize, of: usize);
     /// A cell has ended, or was there already.
@@ -126,6 +134,11 @@ fn prepare_outline(
     let mut located = locate(&request.benchmark, &data);
     let missing = missing_sets(request, &mut located)?;
     let roles: Vec<Role> = located.iter().map(|set| set.set.role).collect();
+    let lacking = [Role::IdVal, Role::OodVal].into_iter().find(|role| !roles.contains(role));
+    if let Some(role) = lacking.filter(|_| request.search) {
+        let (benchmark, role) = (request.benchmark.name.clone(), role.to_string());
+        return Err(EngineError::NoValidation { benchmark, role });
+    }
     let (detectors, skipped) = select::select(request, catalogue, &roles)?;
     if detectors.is_empty() {
         let reasons = skipped.iter().map(|s| format!("`{}` {}", s.info.id, s.reason)).collect();
@@ -168,21 +181,30 @@ pub fn bench(
     folder.sweep()?;
     crate::bank::sweep(&request.cache)?;
     let staged = stage::stage(request, &outline, located, observer)?;
-    let jobs = plan::plan(request, &outline, &staged);
-    let manifest = manifest(request, &outline, &staged, &jobs);
-    folder.write_manifest(&manifest)?;
+    let planner = plan::Planner { request, outline: &outline, staged: &staged };
+    let mut plans = planner.plan();
+    if !request.force {
+        // What an earlier run has chosen stands in the manifest from the start.
+        for plan in &mut plans {
+            planner.settle(plan, &folder)?;
+        }
+    }
+    let write = |plans: &[Planned<'_>]| -> Result<(), EngineError> {
+        Ok(folder.write_manifest(&manifest(request, &outline, &staged, plans))?)
+    };
+    write(&plans)?;
     staged.write_sets(&folder)?;
-    run::run(request, &jobs, worker, &folder, observer)
+    run::Runner { request, worker, folder: &folder, observer }.run(&planner, &mut plans, &write)
 }
 
 fn manifest(
     request: &BenchRequest,
     outline: &Outline,
     staged: &stage::Staged,
-    jobs: &[PlannedJob],
+    plans: &[Planned<'_>],
 ) -> RunManifest {
     let classifier = &outline.classifier;
-    let planned = jobs.iter().map(PlannedJob::manifest_entry);
+    let planned = plans.iter().map(Planned::manifest_entry);
     let skipped = outline.skipped.iter().map(|skipped| oodbench_record::PlannedDetector {
         skipped: Some(skipped.reason.clone()),
         ..plan::entry(&skipped.info, Map::<String, Value>::new())
@@ -203,15 +225,7 @@ fn manifest(
         seed: request.seed,
         limit: request.limit,
         full_spectrum: request.full_spectrum,
-        sets: staged
-            .scored()
-            .map(|set| ListedSet {
-                set: set.set.clone(),
-                n_images: set.images.len(),
-                of_images: set.of_images,
-                content: set.images.content_hash().to_owned(),
-            })
-            .collect(),
+        sets: staged.scored().map(stage::StagedSet::listed).collect(),
         missing: outline.missing.clone(),
         detectors: planned.chain(skipped).collect(),
         version: request.version.clone(),

@@ -44,8 +44,8 @@ pub(super) fn resolve_params(
     info: &DetectorInfo,
     request: &BenchRequest,
 ) -> Result<Resolved, EngineError> {
-    let mut params: Map<String, Value> =
-        info.params.iter().map(|param| (param.name.clone(), param.default.clone())).collect();
+    let default = |param: &ParamInfo| (param.name.clone(), normalised(param, &param.default));
+    let mut params: Map<String, Value> = info.params.iter().map(default).collect();
     let mut assets = BTreeMap::new();
     let benchmark = &request.benchmark;
     let preset = benchmark.presets.get(&info.id).into_iter().flatten();
@@ -66,6 +66,20 @@ pub(super) fn resolve_params(
             Err(EngineError::NoAsset { detector: info.id.clone(), parameter: param.name.clone() })
         }
         _ => Ok((params, assets)),
+    }
+}
+
+/// Whether the user sets this parameter.
+pub(super) fn is_set(request: &BenchRequest, info: &DetectorInfo, parameter: &str) -> bool {
+    let mut settings = request.settings.iter();
+    settings.any(|setting| setting.detector == info.id && setting.parameter == parameter)
+}
+
+/// The value as keys have it: 1000 and 1000.0 are the same number, and must not be two cells.
+pub(super) fn normalised(param: &ParamInfo, value: &Value) -> Value {
+    match value.as_f64() {
+        Some(number) if param.kind == ParamKind::NUMBER => Value::from(number),
+        _ => value.clone(),
     }
 }
 
@@ -109,7 +123,7 @@ fn set(
         };
         assets.insert(param.name.clone(), asset);
     }
-    params.insert(param.name.clone(), value.clone());
+    params.insert(param.name.clone(), normalised(param, value));
     Ok(())
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use oodbench_record::{CellState, Failure, Outcome, RecordError, RunFolder, SCHEMA};
 
-use super::plan::PlannedJob;
+use super::plan::{Planned, PlannedJob, Planner};
 use super::{BenchRequest, Observer};
 use crate::error::EngineError;
-use crate::job::{Event, Job};
+use crate::job::{CellJob, Event, Job};
 use crate::process::Request;
 use crate::supervise::{Ended, Limits, WorkerCommand, supervise};
 use crate::worker::run_job;
@@ -54,45 +54,136 @@ pub(super) fn lock(folder: &RunFolder) -> Result<File, EngineError> {
     }
 }
 
-/// Runs every job.
-pub(super) fn run(
-    request: &BenchRequest,
-    jobs: &[PlannedJob],
-    worker: &WorkerCommand,
-    folder: &RunFolder,
-    observer: &dyn Observer,
-) -> Result<Summary, EngineError> {
-    let mut summary = Summary::default();
-    for (nth, planned) in jobs.iter().enumerate() {
-        observer.detector(&planned.label, nth + 1, jobs.len());
+/// Writes the manifest down as it stands.
+type WriteManifest<'a> = dyn Fn(&[Planned<'_>]) -> Result<(), EngineError> + 'a;
+
+/// What runs need that run.
+pub(super) struct Runner<'a> {
+    pub(super) request: &'a BenchRequest,
+    pub(super) worker: &'a WorkerCommand,
+    pub(super) folder: &'a RunFolder,
+    pub(super) observer: &'a dyn Observer,
+}
+
+impl Runner<'_> {
+    /// Runs every detector: its search, if it has one, and then its cells.
+    pub(super) fn run<'a>(
+        &self,
+        planner: &Planner<'a>,
+        plans: &mut [Planned<'a>],
+        write: &WriteManifest<'_>,
+    ) -> Result<Summary, EngineError> {
+        let mut summary = Summary::default();
+        for nth in 0..plans.len() {
+            self.observer.detector(plans[nth].label(), nth + 1, plans.len());
+            if plans[nth].search.is_some() {
+                self.search(planner, &mut plans[nth], &mut summary)?;
+                write(plans)?;
+            }
+            let plan = &plans[nth];
+            if let Some(test) = &plan.test {
+                // What the search has learned in this run is not to be learned again.
+                let keep_state = plan.search.is_some();
+                self.job(test, Told::All, self.request.force && !keep_state, &mut summary)?;
+            }
+        }
+        Ok(summary)
+    }
+
+    fn search<'a>(
+        &self,
+        planner: &Planner<'a>,
+        plan: &mut Planned<'a>,
+        summary: &mut Summary,
+    ) -> Result<(), EngineError> {
+        let Some(search) = &plan.search else { return Ok(()) };
+        let (n, names) = (search.grid.combinations.len(), search.grid.parameters.join(", "));
+        let (id, ood) = (&search.record.id.set, &search.record.ood.set);
+        self.observer.note(&format!("  search {n} combinations of {names} on {id} and {ood}"));
+        for job in &search.jobs {
+            self.job(job, Told::Failures, self.request.force, summary)?;
+        }
+        let auroc = planner.settle(plan, self.folder)?;
+        let Some(search) = &plan.search else { return Ok(()) };
+        match search.record.chosen.zip(auroc) {
+            Some((place, auroc)) => self.observer.note(&format!(
+                "  chosen: {}, validation AUROC {:.2} %",
+                search.grid.text(place),
+                100.0 * auroc
+            )),
+            None => self.observer.warn(&format!(
+                "{}: all {n} combinations of {names} failed, so that no test set is scored",
+                plan.label()
+            )),
+        }
+        Ok(())
+    }
+
+    /// Runs what is not there yet of a job.
+    fn job(
+        &self,
+        planned: &PlannedJob,
+        told: Told,
+        forget_state: bool,
+        summary: &mut Summary,
+    ) -> Result<(), EngineError> {
         let mut job = planned.job.clone();
-        if request.force {
-            job.cells.iter().try_for_each(|cell| folder.forget(&cell.key))?;
+        if self.request.force {
+            job.cells.iter().try_for_each(|cell| self.folder.forget(&cell.key))?;
+        }
+        if forget_state {
             let _ = std::fs::remove_file(&job.state);
         }
         let mut outstanding = Vec::new();
         for cell in job.cells {
-            match folder.cell(&cell.key)? {
+            match self.folder.cell(&cell.key)? {
                 CellState::Done(..) => {
                     summary.kept += 1;
-                    observer.cell(&planned.label, &cell.set, &CellEnd::Kept);
+                    if told == Told::All {
+                        self.observer.cell(&planned.label, &cell.set, &CellEnd::Kept);
+                    }
                 }
                 CellState::Failed(_) | CellState::Outstanding => outstanding.push(cell),
             }
         }
         job.cells = outstanding;
-        if !job.cells.is_empty() {
-            let mut running = Running::new(&planned.label, &job, folder, observer);
-            let ended = running.run(request, worker);
-            running.finish(ended, &mut summary)?;
+        if job.cells.is_empty() {
+            return Ok(());
+        }
+        keep_needed_variants(&mut job);
+        let mut running = Running::new(&planned.label, told, &job, self.folder, self.observer);
+        let ended = running.run(self.request, self.worker);
+        running.finish(ended, summary)
+    }
+}
+
+/// Which ends of cells are said.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    All,
+    /// A search has too many cells for a line each.
+    Failures,
+}
+
+/// Leaves out the variants of which no cell is left.
+fn keep_needed_variants(job: &mut Job) {
+    let needed = |variant: usize, cells: &[CellJob]| cells.iter().any(|it| it.variant == variant);
+    let mut kept = Vec::new();
+    let mut places = Vec::new();
+    for (place, variant) in job.variants.drain(..).enumerate() {
+        places.push(kept.len());
+        if needed(place, &job.cells) {
+            kept.push(variant);
         }
     }
-    Ok(summary)
+    job.cells.iter_mut().for_each(|cell| cell.variant = places[cell.variant]);
+    job.variants = kept;
 }
 
 /// A job that runs.
 struct Running<'a> {
     label: &'a str,
+    told: Told,
     job: &'a Job,
     folder: &'a RunFolder,
     observer: &'a dyn Observer,
@@ -108,6 +199,7 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     fn new(
         label: &'a str,
+        told: Told,
         job: &'a Job,
         folder: &'a RunFolder,
         observer: &'a dyn Observer,
@@ -115,6 +207,7 @@ impl<'a> Running<'a> {
         let ends = vec![None; job.cells.len()];
         Self {
             label,
+            told,
             job,
             folder,
             observer,
@@ -175,8 +268,7 @@ impl<'a> Running<'a> {
             Event::Log { message, .. } => {
                 self.observer.debug(&format!("{}: {message}", self.label));
             }
-            Event::CellDone { cell, wall_s } => {
-                let n_images = self.scoring.map_or(0, |(_, done)| done);
+            Event::CellDone { cell, wall_s, n_images } => {
                 self.end(cell, CellEnd::Done { wall_s, n_images });
             }
             Event::CellFailed { cell, outcome, message } => {
@@ -201,7 +293,10 @@ impl<'a> Running<'a> {
 
     fn end(&mut self, cell: usize, end: CellEnd) {
         self.end_progress();
-        self.observer.cell(self.label, &self.job.cells[cell].set, &end);
+        if self.told == Told::All || matches!(end, CellEnd::Failed { .. }) {
+            let CellJob { set, variant, .. } = &self.job.cells[cell];
+            self.observer.cell(&self.job.variants[*variant].label, set, &end);
+        }
         self.ends[cell] = Some(end);
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::BenchRequest;
 use super::params::resolve_params;
+use super::search::Grid;
 use crate::asset::Asset;
 use crate::error::EngineError;
 use crate::pack::{Catalogue, DetectorInfo, PackSummary};
@@ -19,8 +20,11 @@ pub struct Selected {
     pub info: DetectorInfo,
     pub pack: PackId,
     pub library: std::path::PathBuf,
+    /// What it runs with; where there is a search, what that starts from.
     pub params: Map<String, Value>,
     pub assets: BTreeMap<String, Asset>,
+    /// What to choose from, where parameters are searched.
+    pub search: Option<Grid>,
 }
 
 /// A detector that was asked for and cannot run here.
@@ -70,7 +74,8 @@ pub(super) fn select(
         let (name, version) = (pack.name.clone(), pack.version.clone());
         let pack_id = PackId { name, version, blake3: pack.blake3.clone() };
         let (info, library) = (info.clone(), pack.path.clone());
-        selected.push(Selected { info, pack: pack_id, library, params, assets });
+        let search = request.search.then(|| Grid::new(&info, request, &params)).flatten();
+        selected.push(Selected { info, pack: pack_id, library, params, assets, search });
     }
     Ok((selected, skipped))
 }

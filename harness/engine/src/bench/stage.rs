@@ -6,7 +6,7 @@ use std::sync::Arc;
 use oodbench_abi::Needs;
 use oodbench_datasets::{Located, Pack, PrepareRequest, Role, prepare};
 use oodbench_nn::classifier::Classifier;
-use oodbench_record::{RunFolder, SCHEMA, SetFile, SetRef};
+use oodbench_record::{ListedSet, RunFolder, SCHEMA, SetFile, SetRef};
 
 use super::{BenchRequest, Observer, Outline, set_ref};
 use crate::bank::{Bank, BankFolder, HeadFile};
@@ -29,11 +29,29 @@ impl StagedSet {
     pub(super) fn files(&self) -> SetFiles {
         SetFiles { pack: self.images.path().to_owned(), bank: self.bank.clone() }
     }
+
+    pub(super) fn listed(&self) -> ListedSet {
+        ListedSet {
+            set: self.set.clone(),
+            n_images: self.images.len(),
+            of_images: self.of_images,
+            content: self.images.content_hash().to_owned(),
+        }
+    }
+}
+
+/// The sets that a search scores.
+pub(super) struct SearchSets {
+    pub(super) id: StagedSet,
+    pub(super) ood: StagedSet,
 }
 
 /// Everything that cells are made of.
 pub(super) struct Staged {
+    /// What detectors are fitted on, and what they score when their parameters are known.
     pub(super) sets: Vec<StagedSet>,
+    /// Absent without a search.
+    pub(super) search: Option<SearchSets>,
     pub(super) head: PathBuf,
     pub(super) classifier_key: String,
     pub(super) arch: String,
@@ -93,30 +111,43 @@ pub(super) fn stage(
     let classifier_key = outline.classifier.key(&request.device);
     let folder = BankFolder::new(&request.cache, &classifier_key);
     folder.write_head(&classifier)?;
-    let mut sets = Vec::new();
+    let searches = outline.detectors.iter().any(|detector| detector.search.is_some());
+    let (mut sets, mut searched) = (Vec::new(), Vec::new());
     for set in located {
         let role = set.set.role;
-        if !is_needed(role, outline) {
-            continue;
-        }
         let source = set.source?;
         let name = format!("{}-{}-{}", request.benchmark.name, role, set.set.name);
-        let images = prepare(
-            source.as_ref(),
-            &PrepareRequest {
-                name: &name,
-                preprocess: set.preprocess,
-                limit: request.limit.filter(|_| is_scored(role)),
-                cache_dir: &request.cache.join("packs"),
-                progress: observer,
-            },
-        )?;
-        let bank = fill(&folder, &images, &classifier, request, observer)?;
-        let set = set_ref(role, &set.set.name);
-        sets.push(StagedSet { role, set, images: Arc::new(images), bank, of_images: source.len() });
+        let stage = |limit: Option<usize>| -> Result<StagedSet, EngineError> {
+            let images = prepare(
+                source.as_ref(),
+                &PrepareRequest {
+                    name: &name,
+                    preprocess: set.preprocess,
+                    limit,
+                    cache_dir: &request.cache.join("packs"),
+                    progress: observer,
+                },
+            )?;
+            let bank = fill(&folder, &images, &classifier, request, observer)?;
+            let (set, images) = (set_ref(role, &set.set.name), Arc::new(images));
+            Ok(StagedSet { role, set, images, bank, of_images: source.len() })
+        };
+        // A limit holds for what is scored, by a search too, but never for what is fitted on.
+        if is_needed(role, outline) {
+            sets.push(stage(request.limit.filter(|_| is_scored(role)))?);
+        }
+        if searches && matches!(role, Role::IdVal | Role::OodVal) {
+            searched.push(stage(request.limit)?);
+        }
+    }
+    let [mut id, mut ood] = [None, None];
+    for set in searched {
+        let place = if set.role == Role::IdVal { &mut id } else { &mut ood };
+        *place = Some(set);
     }
     let staged = Staged {
         sets,
+        search: id.zip(ood).map(|(id, ood)| SearchSets { id, ood }),
         head: folder.head_path(),
         classifier_key,
         arch: classifier.arch().to_string(),

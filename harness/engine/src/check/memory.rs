@@ -439,6 +439,20 @@ pub fn score(
     batch: &MemorySplit,
     keys: &[u64],
 ) -> Result<Vec<f32>, RawError> {
+    score_variants(detector, needs, batch, keys, 1)
+}
+
+/// Scores a batch with a detector that was told of so many variants: `[variant, image]`.
+///
+/// # Errors
+/// What the detector says.
+pub fn score_variants(
+    detector: &mut DetectorBox,
+    needs: Needs,
+    batch: &MemorySplit,
+    keys: &[u64],
+    n_variants: usize,
+) -> Result<Vec<f32>, RawError> {
     let raw = ScoreBatch {
         len: keys.len(),
         keys: RSlice::from_slice(keys),
@@ -446,7 +460,7 @@ pub fn score(
         features: batch.features.view(needs.contains(Needs::FEATURES)),
         images: batch.images.view(needs.contains(Needs::IMAGES)),
     };
-    let mut scores = vec![f32::NAN; keys.len()];
+    let mut scores = vec![f32::NAN; n_variants * keys.len()];
     detector.score(raw, RSliceMut::from_mut_slice(&mut scores)).into_result()?;
     Ok(scores)
 }

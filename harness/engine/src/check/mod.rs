@@ -12,6 +12,7 @@ mod example;
 mod run;
 #[cfg(test)]
 mod tests;
+mod variants;
 
 use oodbench_abi::{DetectorBox, ErrorCode, HostBox, RawError};
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,7 @@ const WITHOUT_DATA: [Check; 4] = [
 ];
 
 /// Checks that fit and score the worked example.
-const WITH_DATA: [Check; 9] = [
+const WITH_DATA: [Check; 10] = [
     ("worked-example", run::worked_example),
     ("determinism", run::determinism),
     ("batch-split", run::batch_split),
@@ -66,6 +67,7 @@ const WITH_DATA: [Check; 9] = [
     ("non-finite-input", run::non_finite_input),
     ("state", run::state_round_trip),
     ("score-before-fit", run::score_before_fit),
+    ("variants", variants::variants),
 ];
 
 /// Checks one detector of a pack.

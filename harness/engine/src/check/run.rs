@@ -2,6 +2,7 @@
 
 use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RStr};
 use oodbench_abi::{DetectorBox, ErrorCode, Needs, RawError, extension};
+use serde_json::{Map, Value};
 
 use super::example::Prepared;
 use super::memory::{self, MemoryData, MemorySplit, MemoryTensor};
@@ -18,6 +19,27 @@ fn created(subject: &Subject<'_>) -> Outcome<DetectorBox> {
         .map_err(|error| said(&format!("create with `{}`", prepared.params), &error))
 }
 
+/// A detector with these parameters on the example's host.
+pub(super) fn created_with(
+    subject: &Subject<'_>,
+    params: &Map<String, Value>,
+) -> Result<DetectorBox, RawError> {
+    let prepared = subject.prepared.expect("checks with data have an example");
+    let params = Value::Object(params.clone()).to_string();
+    (subject.create)(&params, prepared.host(subject.info.needs))
+}
+
+/// The same, fitted on the example.
+pub(super) fn fitted_with(
+    subject: &Subject<'_>,
+    params: &Map<String, Value>,
+) -> Result<DetectorBox, RawError> {
+    let prepared = subject.prepared.expect("checks with data have an example");
+    let mut detector = created_with(subject, params)?;
+    memory::fit(&mut detector, subject.info.needs, &prepared.data)?;
+    Ok(detector)
+}
+
 fn fitted(subject: &Subject<'_>) -> Outcome<DetectorBox> {
     let mut detector = created(subject)?;
     memory::fit(&mut detector, subject.info.needs, &subject.example()?.data)
@@ -26,7 +48,7 @@ fn fitted(subject: &Subject<'_>) -> Outcome<DetectorBox> {
 }
 
 /// Image `i` of a batch has the key `i`.
-fn keys(batch: &MemorySplit) -> Vec<u64> {
+pub(super) fn keys(batch: &MemorySplit) -> Vec<u64> {
     (0..batch.len() as u64).collect()
 }
 
@@ -61,7 +83,7 @@ fn close(what: &str, expected: &[f32], got: &[f32], tolerance: f32) -> Verdict {
 }
 
 /// Equal to the last bit.
-fn same(what: &str, expected: &[f32], got: &[f32]) -> Verdict {
+pub(super) fn same(what: &str, expected: &[f32], got: &[f32]) -> Verdict {
     let bits = |scores: &[f32]| scores.iter().map(|score| score.to_bits()).collect::<Vec<_>>();
     if bits(expected) == bits(got) {
         return Ok(());
@@ -211,19 +233,19 @@ fn spoiled(split: &MemorySplit, value: f32, every: bool) -> MemorySplit {
 pub(super) fn state_round_trip(subject: &Subject<'_>) -> Verdict {
     let batch = &subject.example()?.longer;
     let mut detector = fitted(subject)?;
-    match extension(&mut detector, UNKNOWN_EXTENSION, &[]) {
+    match extended(&mut detector, UNKNOWN_EXTENSION, &[]) {
         Err(error) if error.code == ErrorCode::UNSUPPORTED => {}
         Err(error) => return Err(said("an unknown extension", &error)),
         Ok(_) => return Err("an unknown extension expected UNSUPPORTED, got an answer".to_owned()),
     }
-    let state = match extension(&mut detector, extension::SAVE_STATE, &[]) {
+    let state = match extended(&mut detector, extension::SAVE_STATE, &[]) {
         Ok(state) => state,
         Err(error) if error.code == ErrorCode::UNSUPPORTED => return Ok(()),
         Err(error) => return Err(said("saving the state", &error)),
     };
     let expected = scored(subject, &mut detector, batch, &keys(batch))?;
     let mut restored = created(subject)?;
-    extension(&mut restored, extension::LOAD_STATE, &state)
+    extended(&mut restored, extension::LOAD_STATE, &state)
         .map_err(|error| said("loading the saved state", &error))?;
     let got = scored(subject, &mut restored, batch, &keys(batch))?;
     if subject.info.deterministic {
@@ -232,12 +254,16 @@ pub(super) fn state_round_trip(subject: &Subject<'_>) -> Verdict {
     // A file that was cut off must not take the process with it.
     for cut in [&state[..0], &state[..state.len() / 2]] {
         let mut detector = created(subject)?;
-        no_panic("loading half a state", extension(&mut detector, extension::LOAD_STATE, cut))?;
+        no_panic("loading half a state", extended(&mut detector, extension::LOAD_STATE, cut))?;
     }
     Ok(())
 }
 
-fn extension(detector: &mut DetectorBox, id: &str, input: &[u8]) -> Result<Vec<u8>, RawError> {
+pub(super) fn extended(
+    detector: &mut DetectorBox,
+    id: &str,
+    input: &[u8],
+) -> Result<Vec<u8>, RawError> {
     match detector.extension(RStr::from(id), RSlice::from_slice(input)) {
         RResult::ROk(bytes) => Ok(bytes.into()),
         RResult::RErr(error) => Err(error),

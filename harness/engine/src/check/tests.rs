@@ -29,14 +29,26 @@ enum Breach {
     NeedsFitOrPanics,
     TakesAnyParameter,
     RefusesItsDefaults,
+    /// Of its readout: see [`with_readout`].
+    HasNoVariants,
+    MixesVariants,
+    HidesAFault,
+    FitsForOneVariant,
 }
 
-/// The sum of the logits, plus a number that it learns in `fit`: 1.
+/// The sum of the logits, plus a number that it learns in `fit`, 1, all times `k`.
 struct Sum {
     breach: Breach,
     learned: Option<f32>,
     n_classes: usize,
+    k: f32,
+    has_readout: bool,
+    /// Of each variant; none for its own.
+    variants: Vec<f32>,
 }
+
+/// A `k` beyond it does not go with the data.
+const GREATEST: f32 = 5.0;
 
 fn error<T>(code: ErrorCode) -> RawResult<T> {
     RResult::RErr(RawError::new(code, "as told"))
@@ -44,7 +56,7 @@ fn error<T>(code: ErrorCode) -> RawResult<T> {
 
 impl Detector for Sum {
     fn fit(&mut self, data: FitData<'_>) -> RawResult<()> {
-        self.learned = Some(1.0);
+        self.learned = Some(if self.breach == Breach::FitsForOneVariant { self.k } else { 1.0 });
         self.n_classes = data.n_classes;
         RResult::ROk(())
     }
@@ -67,7 +79,15 @@ impl Detector for Sum {
             }
             _ => {}
         }
-        for (i, score) in out.iter_mut().enumerate() {
+        let ks = if self.variants.is_empty() { vec![self.k] } else { self.variants.clone() };
+        if out.len() != ks.len() * batch.len {
+            return error(ErrorCode::BAD_INPUT);
+        }
+        if self.variants.is_empty() && self.k > GREATEST {
+            return error(ErrorCode::BAD_PARAMETER);
+        }
+        for (nth, score) in out.iter_mut().enumerate() {
+            let (row, i) = (nth / batch.len, nth % batch.len);
             *score = learned + logits[i * columns..(i + 1) * columns].iter().sum::<f32>();
             *score += match self.breach {
                 Breach::WrongScore => 0.5,
@@ -76,6 +96,8 @@ impl Detector for Sum {
                 Breach::DependsOnOrder => i as f32,
                 _ => 0.0,
             };
+            let mixed = self.breach == Breach::MixesVariants;
+            *score *= ks[if mixed { ks.len() - 1 - row } else { row }];
         }
         RResult::ROk(())
     }
@@ -94,6 +116,23 @@ impl Detector for Sum {
                 self.n_classes = f32::from_le_bytes(n_classes) as usize;
                 RResult::ROk(RVec::new())
             }
+            (extension::VARIANTS, Some(_))
+                if self.has_readout && self.breach != Breach::HasNoVariants =>
+            {
+                let given: Vec<Value> = serde_json::from_slice(input.as_slice()).unwrap();
+                let k = |params: &Value| params["k"].as_f64().unwrap_or(1.0) as f32;
+                let ks: Vec<f32> = given.iter().map(k).collect();
+                let hides = self.breach == Breach::HidesAFault;
+                let fault = |k: &f32| match *k > GREATEST && !hides {
+                    true => json!({ "code": 3, "message": "as told" }),
+                    false => Value::Null,
+                };
+                let faults: Vec<Value> = ks.iter().map(fault).collect();
+                if faults.iter().all(Value::is_null) {
+                    self.variants = ks;
+                }
+                RResult::ROk(serde_json::to_vec(&faults).unwrap().into())
+            }
             _ if self.breach == Breach::AnswersAnything => RResult::ROk(RVec::new()),
             _ => error(ErrorCode::UNSUPPORTED),
         }
@@ -102,7 +141,8 @@ impl Detector for Sum {
 
 fn param(name: &str, kind: ParamKind, default: Value, sweep: Vec<Value>) -> ParamInfo {
     let (name, doc) = (name.to_owned(), "what it means".to_owned());
-    ParamInfo { name, kind, default, sweep, doc, source: "this test".to_owned() }
+    let source = "this test".to_owned();
+    ParamInfo { name, kind, readout: false, default, sweep, doc, source }
 }
 
 fn info() -> DetectorInfo {
@@ -130,12 +170,15 @@ fn failures(info: &DetectorInfo, breach: Breach) -> Vec<(String, String)> {
     let create = |params: &str, _host: HostBox| -> Result<DetectorBox, RawError> {
         let params: Value = serde_json::from_str(params).unwrap();
         let known = params.as_object().unwrap().keys().all(|name| name == "k");
+        let k = params.get("k").and_then(Value::as_f64).unwrap_or(1.0) as f32;
         if breach == Breach::RefusesItsDefaults && params.get("k").is_some()
             || !known && breach != Breach::TakesAnyParameter
         {
             return Err(RawError::new(ErrorCode::BAD_PARAMETER, "as told"));
         }
-        Ok(Detector_TO::from_value(Sum { breach, learned: None, n_classes: 0 }, TD_Opaque))
+        let has_readout = info.has_readout();
+        let sum = Sum { breach, learned: None, n_classes: 0, k, has_readout, variants: Vec::new() };
+        Ok(Detector_TO::from_value(sum, TD_Opaque))
     };
     let (mut started, mut failed) = (Vec::new(), Vec::new());
     check_detector(info, &create, &mut |event| match event {
@@ -171,12 +214,43 @@ fn each_breach_fails_its_check() {
         (Breach::TakesAnyShape, &["wrong-shapes"]),
         (Breach::PanicsOnNan, &["non-finite-input"]),
         (Breach::LosesItsState, &["state"]),
-        (Breach::AnswersAnything, &["state"]),
+        (Breach::AnswersAnything, &["state", "variants"]),
         (Breach::NeedsFitOrPanics, &["score-before-fit"]),
         (Breach::TakesAnyParameter, &["unknown-parameter"]),
         (Breach::RefusesItsDefaults, &["defaults", "sweep"]),
     ] {
         assert_eq!(failed_names(breach), expected);
+    }
+}
+
+/// Its `k` is a readout, of which 7 does not go with the data.
+fn with_readout() -> DetectorInfo {
+    let mut info = info();
+    info.params[0].readout = true;
+    info.params[0].sweep.push(json!(7));
+    info
+}
+
+#[test]
+fn a_readout_must_give_what_a_detector_for_it_gives() {
+    assert_eq!(failures(&with_readout(), Breach::None), []);
+    for (breach, reason) in [
+        (Breach::HasNoVariants, "variants failed: as told"),
+        (
+            Breach::MixesVariants,
+            "one pass for several variants with `{}`: score of image 0 expected 4, got 8, at most 0e0 off allowed",
+        ),
+        (
+            Breach::HidesAFault,
+            "variant with `{\"k\":7}` expected a fault, as alone it has no scores, got none",
+        ),
+        (
+            Breach::FitsForOneVariant,
+            "one pass for several variants with `{\"k\":2}`: score of image 0 expected 10, got 8, at most 0e0 off allowed",
+        ),
+    ] {
+        let failed = failures(&with_readout(), breach);
+        assert_eq!(failed, [("variants".to_owned(), reason.to_owned())]);
     }
 }
 

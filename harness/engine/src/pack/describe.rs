@@ -50,7 +50,10 @@ pub struct DetectorInfo {
 #[serde(deny_unknown_fields)]
 pub struct ParamInfo {
     pub name: String,
+    /// The type, without flags.
     pub kind: ParamKind,
+    /// Whether it only chooses how a score is read out; see [`ParamKind::READOUT`].
+    pub readout: bool,
     pub default: Value,
     pub sweep: Vec<Value>,
     pub doc: String,
@@ -61,6 +64,11 @@ impl DetectorInfo {
     /// The parameter with this name.
     pub fn param(&self, name: &str) -> Option<&ParamInfo> {
         self.params.iter().find(|param| param.name == name)
+    }
+
+    /// Whether several sets of its parameters can be scored in one pass.
+    pub fn has_readout(&self) -> bool {
+        self.params.iter().any(|param| param.readout)
     }
 
     /// Reads a descriptor.
@@ -102,7 +110,8 @@ impl ParamInfo {
         let sweep: Result<_, String> = raw.sweep.iter().map(|value| json(value, "sweep")).collect();
         Ok(Self {
             name: raw.name.to_string(),
-            kind: raw.kind,
+            kind: raw.kind.without_flags(),
+            readout: raw.kind.is_readout(),
             default: json(&raw.default, "default")?,
             sweep: sweep?,
             doc: raw.doc.to_string(),

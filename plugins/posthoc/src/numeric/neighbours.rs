@@ -16,17 +16,23 @@ pub fn normalised(xs: Matrix<'_>) -> Vec<f32> {
     out
 }
 
-/// For each row of `queries`, the squared Euclidean distance to its `k`-th nearest row of `bank`,
-/// `k` from 1. Memory is bounded by blocks of both.
+/// For each row of `queries`, the squared Euclidean distances to its `k`-th nearest row of `bank`,
+/// for each `k`, from 1. One search for the greatest `k` serves all, and none changes another's
+/// result. Memory is bounded by blocks of both.
+///
+/// # Shapes
+/// Returns `[k, query]`.
 ///
 /// # Panics
 ///
-/// When `k` is 0 or greater than the number of rows of `bank`.
-pub fn kth_distances(queries: Matrix<'_>, bank: Matrix<'_>, k: usize) -> Vec<f32> {
+/// When a `k` is 0 or greater than the number of rows of `bank`, or there is none.
+pub fn kth_distances(queries: Matrix<'_>, bank: Matrix<'_>, ks: &[usize]) -> Vec<f32> {
     /// Queries and bank rows of one product: 64 x 2048 floats stay in the cache.
     const QUERIES: usize = 64;
     const BANK: usize = 2048;
-    assert!((1..=bank.n_rows()).contains(&k), "k = {k} of {}", bank.n_rows());
+    let possible = 1..=bank.n_rows();
+    assert!(ks.iter().all(|k| possible.contains(k)), "k = {ks:?} of {}", bank.n_rows());
+    let greatest = *ks.iter().max().expect("at least one k");
     let d = bank.n_cols();
     let squares = |xs: &[f32]| xs.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32;
     let bank_squares: Vec<f32> = bank.rows().map(squares).collect();
@@ -40,7 +46,7 @@ pub fn kth_distances(queries: Matrix<'_>, bank: Matrix<'_>, k: usize) -> Vec<f32
                 let n = QUERIES.min(queries.n_rows() - first);
                 let block = &queries.values()[first * d..(first + n) * d];
                 let block = MatRef::from_row_major_slice(block, n, d);
-                let mut nearest: Vec<Smallest> = (0..n).map(|_| Smallest::new(k)).collect();
+                let mut nearest: Vec<Smallest> = (0..n).map(|_| Smallest::new(greatest)).collect();
                 for start in (0..bank.n_rows()).step_by(BANK) {
                     let m = BANK.min(bank.n_rows() - start);
                     let rows = &bank.values()[start * d..(start + m) * d];
@@ -54,14 +60,17 @@ pub fn kth_distances(queries: Matrix<'_>, bank: Matrix<'_>, k: usize) -> Vec<f32
                         }
                     }
                 }
-                (first..first + n)
-                    .zip(&mut nearest)
-                    .map(|(i, nearest)| (nearest.kth() + squares(queries.row(i))).max(0.0))
-                    .collect()
+                let of_query = (first..first + n).zip(&mut nearest).flat_map(|(i, nearest)| {
+                    let own = squares(queries.row(i));
+                    ks.iter().map(move |&k| (nearest.kth(k) + own).max(0.0))
+                });
+                of_query.collect()
             },
         )
         .collect();
-    blocks.concat()
+    let by_query = blocks.concat();
+    let of = |nth: usize| by_query[nth..].iter().step_by(ks.len()).copied();
+    (0..ks.len()).filter(|_| !by_query.is_empty()).flat_map(of).collect()
 }
 
 /// Keeps the `k` smallest values of a stream: a buffer of twice as many, cut down when full.
@@ -94,12 +103,12 @@ impl Smallest {
         self.bound = kth;
     }
 
-    fn kth(&mut self) -> f32 {
+    /// The `k`-th smallest of all, for a `k` of at most as many as are kept.
+    fn kth(&mut self, k: usize) -> f32 {
         if self.buffer.iter().any(|value| value.is_nan()) {
             return f32::NAN;
         }
-        self.cut();
-        self.bound
+        *self.buffer.select_nth_unstable_by(k - 1, f32::total_cmp).1
     }
 }
 
@@ -115,8 +124,11 @@ mod tests {
         let bank: Vec<f32> = (0..m * d).map(|i| value(i * 3 + 1)).collect();
         let queries = Matrix::new(&queries, n, d).unwrap();
         let bank = Matrix::new(&bank, m, d).unwrap();
-        for k in [1, 2, 50, m] {
-            let got = kth_distances(queries, bank, k);
+        let ks = [50, 1, m, 2];
+        let together = kth_distances(queries, bank, &ks);
+        for (k, together) in ks.into_iter().zip(together.chunks_exact(n)) {
+            let got = kth_distances(queries, bank, &[k]);
+            assert_eq!(got, together, "k {k}");
             for (i, got) in got.iter().enumerate() {
                 let mut all: Vec<f32> = bank
                     .rows()

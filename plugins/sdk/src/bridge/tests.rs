@@ -267,9 +267,157 @@ fn descriptors_take_defaults_and_types_from_the_parameters() {
     let descriptor = descriptor::<Actor>().unwrap();
     let width = &descriptor.params[1];
     assert_eq!((width.name.as_str(), width.default.as_str()), ("width", "0.0"));
-    assert_eq!(width.kind, oodbench_abi::ParamKind::NUMBER);
+    assert_eq!(width.kind, ParamKind::NUMBER);
     assert_eq!(width.sweep, ["0.5", "2.0"].map(RString::from));
     assert!(descriptor.deterministic);
+}
+
+/// The greatest logit to the power of `power`, times `factor`, which is a readout of at most as
+/// many as there are classes.
+struct Scaled {
+    params: ScaledParams,
+    n_classes: usize,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ScaledParams {
+    power: i32,
+    factor: usize,
+}
+
+impl Default for ScaledParams {
+    fn default() -> Self {
+        Self { power: 1, factor: 1 }
+    }
+}
+
+impl Detector for Scaled {
+    type Params = ScaledParams;
+
+    fn info() -> Info {
+        Info {
+            id: "scaled",
+            params: vec![
+                Param::new("power", "", ""),
+                Param::new("factor", "", "").sweep([1, 2]).readout(),
+            ],
+            ..Info::default()
+        }
+    }
+
+    fn new(params: ScaledParams, _host: Host) -> Result<Self> {
+        Ok(Self { params, n_classes: 0 })
+    }
+
+    fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
+        self.n_classes = data.n_classes();
+        Ok(())
+    }
+
+    fn check_readout(&self, params: &ScaledParams) -> Result<()> {
+        match params.factor > self.n_classes {
+            true => Err(Error::parameter("factor", "at most the number of classes", params.factor)),
+            false => Ok(()),
+        }
+    }
+
+    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
+        let own = [self.params.clone()];
+        self.score_variants(batch, &own, scores)
+    }
+
+    fn score_variants(
+        &mut self,
+        batch: &Batch<'_>,
+        variants: &[ScaledParams],
+        scores: &mut [f32],
+    ) -> Result<()> {
+        for (row, params) in scores.chunks_exact_mut(batch.len()).zip(variants) {
+            for (score, logits) in row.iter_mut().zip(batch.logits()?.rows()) {
+                let greatest = logits.iter().copied().fold(f32::MIN, f32::max);
+                *score = greatest.powi(self.params.power) * params.factor as f32;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `[variant, image]` for one image with the logits 3 and 0.
+fn score_rows(detector: &mut DetectorBox, n: usize) -> std::result::Result<Vec<f32>, RawError> {
+    let mut scores = vec![f32::NAN; n];
+    let batch = ScoreBatch {
+        len: 1,
+        keys: RSlice::from_slice(&[0]),
+        logits: TensorView::new(&[3.0, 0.0], &[1, 2]),
+        features: TensorView::absent(),
+        images: TensorView::absent(),
+    };
+    detector.score(batch, RSliceMut::from_mut_slice(&mut scores)).into_result()?;
+    Ok(scores)
+}
+
+fn scaled(params: &str) -> DetectorBox {
+    let host = Host_TO::from_value(SilentHost::default(), TD_Opaque);
+    create::<Scaled>(params, host).unwrap()
+}
+
+#[test]
+fn variants_are_scored_in_one_pass() {
+    let mut detector = scaled(r#"{"power": 2}"#);
+    let ask = |detector: &mut DetectorBox, input: &str| {
+        let answer = extend(detector, extension::VARIANTS, input.as_bytes())?;
+        Ok::<_, RawError>(String::from_utf8(answer).unwrap())
+    };
+    let both = r#"[{"power": 2, "factor": 2}, {"power": 2}]"#;
+    assert!(ask(&mut detector, both).is_err(), "nothing is fitted yet");
+    fit(&mut detector, 2).unwrap();
+    assert_eq!(ask(&mut detector, both).unwrap(), "[null,null]");
+    assert_eq!(score_rows(&mut detector, 2).unwrap(), [18.0, 9.0]);
+    let error = score_rows(&mut detector, 1).unwrap_err();
+    assert_eq!(error.message, "scores expected room for 2, got 1");
+    // A fault changes nothing; no variants are the detector itself.
+    let answer = ask(&mut detector, r#"[{"power": 2}, {"power": 2, "factor": 3}]"#).unwrap();
+    assert!(answer.starts_with("[null,{\"code\":3,\"message\":\"parameter `factor`"), "{answer}");
+    assert_eq!(score_rows(&mut detector, 2).unwrap(), [18.0, 9.0]);
+    assert_eq!(ask(&mut detector, "[]").unwrap(), "[]");
+    assert_eq!(score_rows(&mut detector, 1).unwrap(), [9.0]);
+}
+
+#[test]
+fn variants_differ_in_readouts_alone() {
+    let mut detector = scaled("{}");
+    fit(&mut detector, 2).unwrap();
+    let refused = |detector: &mut DetectorBox, input: &str| {
+        extend(detector, extension::VARIANTS, input.as_bytes()).unwrap_err()
+    };
+    let error = refused(&mut detector, r#"[{"power": 2}]"#);
+    assert_eq!(error.message, "parameter `power` expected `1`, got `2`");
+    for bad in [r#"[{"fcator": 2}]"#, "[1]", "nonsense"] {
+        assert_eq!(refused(&mut detector, bad).code, ErrorCode::BAD_PARAMETER, "{bad}");
+    }
+    let mut without = actor("");
+    fit(&mut without, 2).unwrap();
+    assert_eq!(refused(&mut without, "[{}]").code, ErrorCode::UNSUPPORTED);
+}
+
+#[test]
+fn a_readout_that_does_not_go_with_the_data_is_refused_at_the_first_score() {
+    let mut detector = scaled(r#"{"factor": 3}"#);
+    fit(&mut detector, 2).unwrap();
+    assert_eq!(score(&mut detector, 2).unwrap_err().code, ErrorCode::BAD_PARAMETER);
+    // Its variants are judged for themselves.
+    extend(&mut detector, extension::VARIANTS, br#"[{"factor": 2}]"#).unwrap();
+    assert_eq!(score_rows(&mut detector, 1).unwrap(), [6.0]);
+}
+
+#[test]
+fn readouts_are_flagged_and_keep_their_type() {
+    let descriptor = descriptor::<Scaled>().unwrap();
+    let kinds: Vec<_> = descriptor.params.iter().map(|param| param.kind).collect();
+    assert_eq!(kinds.iter().map(|kind| kind.is_readout()).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(kinds[1].without_flags(), ParamKind::INTEGER);
+    assert_eq!(kinds[1].name(), "integer");
 }
 
 /// Describes a parameter that it does not have.
