@@ -38,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "oodbench-datasets",
             "oodbench-diffusion",
             "oodbench-engine",
+            "oodbench-metrics",
             "oodbench-nn",
             "oodbench-record",
             "oodbench-reports",

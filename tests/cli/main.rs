@@ -2,5 +2,10 @@
 
 mod bad_input;
 mod bench;
+mod denoise;
 mod faulty;
+mod fid;
 mod plugin;
+mod sample;
+mod search;
+mod train;

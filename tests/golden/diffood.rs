@@ -6,16 +6,17 @@
 //! relative to the standard deviation of the expected tensor.
 
 use candle_core::{Device, Tensor};
-use oodbench_diffood::change::{Mode, Space, change};
-use oodbench_diffood::denoise::{Denoiser, Outputs, Sample, Subjects};
-use oodbench_diffood::{Scoring, predicted};
+use oodbench_diffusion::denoise::{
+    Change, Denoiser, Images, Mode, Outputs, Readout, Refusal, Sample, Scoring, Space, Subjects,
+    changes, predicted,
+};
 use oodbench_diffusion::net::{EpsModel, NetConfig};
+use oodbench_diffusion::sampler::Indexing;
 use oodbench_diffusion::schedule::{Schedule, ScheduleConfig};
 use oodbench_nn::arch::{Architecture, Network, Taps};
 use oodbench_nn::classifier::Normalisation;
 use oodbench_nn::formula;
 use oodbench_nn::layers::Mode as Pass;
-use oodbench_sdk::{Error, ImageBatch};
 use oodbench_tests::goldens::{Goldens, assert_close, input};
 use serde_json::Value;
 
@@ -83,34 +84,35 @@ impl Case {
             schedule: &self.schedule,
             method: read(&self.case()["method"]),
             steps: read(&self.case()["steps"]),
+            indexing: Indexing::Reference,
             beta: read(&self.case()["beta"]),
             batch: BATCH,
             device: &Device::Cpu,
         }
     }
 
-    fn side(&self) -> usize {
-        self.images.dim(3).expect("four sizes")
+    fn size(&self) -> (usize, usize) {
+        let (_, _, height, width) = self.images.dims4().expect("four sizes");
+        (height, width)
     }
 
     fn noise_of(&self, image: usize, repeat: usize) -> Vec<f32> {
         values(&self.noise[repeat].get(image).expect("noise for each image"))
     }
 
-    fn classify(&self, images: ImageBatch<'_>) -> oodbench_sdk::Result<Outputs> {
-        let run = || -> candle_core::Result<Outputs> {
-            let xs = Tensor::from_slice(images.values(), &images.shape(), &Device::Cpu)?;
-            let xs = self.normalisation.apply(&xs)?;
-            let outputs = self.classifier.forward(&xs, Pass::Eval, &mut Taps::none())?;
-            Ok(Outputs { features: values(&outputs.features), logits: values(&outputs.logits) })
-        };
-        run().map_err(|err| Error::new(err.to_string()))
+    fn classify(&self, images: Images<'_>) -> Result<Outputs, Refusal> {
+        let (height, width) = images.size();
+        let shape = [images.len(), 3, height, width];
+        let xs = Tensor::from_slice(images.values(), &shape, &Device::Cpu)?;
+        let xs = self.normalisation.apply(&xs)?;
+        let outputs = self.classifier.forward(&xs, Pass::Eval, &mut Taps::none())?;
+        Ok(Outputs { features: values(&outputs.features), logits: values(&outputs.logits) })
     }
 
     /// The predicted class of each clean image.
     fn classes(&self) -> Vec<u32> {
         let images = values(&self.images);
-        let images = ImageBatch::new(&images, self.side(), self.side()).expect("images");
+        let images = Images::new(&images, self.size()).expect("images");
         let logits = self.classify(images).expect("a forward pass").logits;
         logits.chunks_exact(logits.len() / images.len()).map(predicted).collect()
     }
@@ -127,7 +129,7 @@ fn denoised_images_and_scores() {
     assert_eq!(classes, expected, "predicted classes");
 
     let pixels = values(&case.images);
-    let images = ImageBatch::new(&pixels, case.side(), case.side()).expect("images");
+    let images = Images::new(&pixels, case.size()).expect("images");
     let noise: Vec<f32> = (0..images.len())
         .flat_map(|image| (0..repeats).map(move |repeat| (image, repeat)))
         .flat_map(|(image, repeat)| case.noise_of(image, repeat))
@@ -137,7 +139,7 @@ fn denoised_images_and_scores() {
         .timesteps
         .iter()
         .map(|&t| {
-            let classify = |images: ImageBatch<'_>| case.classify(images);
+            let classify = |images: Images<'_>| case.classify(images);
             case.denoiser().sample(&subjects, t, Some(&classify), &mut || Ok(())).expect("images")
         })
         .collect();
@@ -155,34 +157,43 @@ fn denoised_images_and_scores() {
         let (space, mode) = space_and_mode(name);
         let ours: Vec<f32> = (1..samples.len())
             .flat_map(|nth| {
-                let [before, after] = mode.pair(nth).map(|i| samples[i].space(space));
-                change(before, after, images.len(), repeats).expect("rows of one size")
+                let pair = Change { mode, nth }.pair();
+                let [before, after] = pair.map(|i| samples[i].space(space));
+                changes(before, after, images.len(), repeats).expect("rows of one size")
             })
             .collect();
         compare(name, ours, &case.goldens.tensor(tensor), case.tolerance());
     }
 }
 
-/// The path that the detector takes: in parts, and only the timesteps that a score compares.
+/// The path that the detector takes: in parts, and every score of the manifest from one pass.
+/// Each alone, from the timesteps that it looks at, is the same to the last bit.
 #[test]
 fn scores_of_the_detector() {
     let case = Case::read();
     let (repeats, classes) = (case.noise.len(), case.classes());
     let pixels = values(&case.images);
-    let images = ImageBatch::new(&pixels, case.side(), case.side()).expect("images");
-    for (name, tensor) in score_cases(&case) {
+    let images = Images::new(&pixels, case.size()).expect("images");
+    let changes = case.timesteps.len() - 1;
+    let of_score = |name: &str| -> Vec<Readout> {
         let (space, mode) = space_and_mode(name);
+        (1..=changes).map(|nth| Readout { space, change: Change { mode, nth } }).collect()
+    };
+    let scores = |readouts: &[Readout]| -> Vec<f32> {
         let noise = |image: usize, repeat: usize, _| case.noise_of(image, repeat);
-        let classify = |images: ImageBatch<'_>| case.classify(images);
-        let of_change = |nth: usize| {
-            let compared = mode.pair(nth).map(|i| case.timesteps[i]);
-            let scoring = Scoring { denoiser: case.denoiser(), compared, repeats, space };
-            scoring
-                .scores(images, &classes, &noise, &classify, &mut || Ok(()))
-                .unwrap_or_else(|err| panic!("{name}: {err}"))
-        };
-        let ours: Vec<f32> = (1..case.timesteps.len()).flat_map(of_change).collect();
-        compare(name, ours, &case.goldens.tensor(tensor), case.tolerance());
+        let classify = |images: Images<'_>| case.classify(images);
+        let denoiser = case.denoiser();
+        let scoring = Scoring { denoiser, timesteps: &case.timesteps, repeats };
+        scoring
+            .scores(images, &classes, &noise, readouts, &classify, &mut || Ok(()))
+            .unwrap_or_else(|err| panic!("{readouts:?}: {err}"))
+    };
+    let names: Vec<(&str, &Value)> = score_cases(&case).collect();
+    let all: Vec<Readout> = names.iter().flat_map(|(name, _)| of_score(name)).collect();
+    let together = scores(&all);
+    for ((name, tensor), ours) in names.iter().zip(together.chunks_exact(changes * images.len())) {
+        compare(name, ours.to_vec(), &case.goldens.tensor(tensor), case.tolerance());
+        assert_eq!(scores(&of_score(name)), ours, "{name} alone");
     }
 }
 

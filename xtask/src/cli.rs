@@ -4,13 +4,19 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::speed::Options;
+
 /// Subcommands of the binary that are handed over to, and what they are for.
 const HANDED_OVER: &[(&str, &str)] = &[
     ("bench", "Score a benchmark with detectors and print the leaderboard"),
     ("plugin", "List, inspect and check detector packs"),
     ("data", "List, prepare and verify the data sets of a benchmark"),
+    ("denoise", "Denoise images: `save` samples, `table` of samples, `strip` of images"),
     ("report", "Make the reports of earlier runs again"),
-    ("train", "Train networks: `train embedded`"),
+    ("fid", "Measure how far two sets of images are apart"),
+    ("sample", "Sample images of a diffusion network"),
+    ("interpolate", "Show what lies between two images"),
+    ("train", "Train a diffusion network or a classifier"),
 ];
 
 const EXAMPLES: &str = "\
@@ -21,6 +27,7 @@ Examples:
   cargo xtask bench --features cuda …      the same, built for NVIDIA GPUs
   cargo xtask test                         every test there is
   cargo xtask test --golden                those against reference numbers, in $OODBENCH_SHARED
+  cargo xtask speed --python venv/bin/python   our networks against PyTorch's, on the CPU
   cargo xtask run -- --version             the binary with any arguments";
 
 /// What xtask was asked to do.
@@ -41,6 +48,7 @@ pub(crate) enum Task {
         args: Vec<OsString>,
     },
     Ci,
+    Speed(Options),
 }
 
 /// Reads the command line, or prints help and ends.
@@ -82,7 +90,30 @@ fn command() -> Command {
                 )
                 .arg(rest("For the test binaries: filters, `--nocapture`").last(true)),
         )
+        .subcommand(speed())
         .subcommand(Command::new("ci").about("Run what CI runs: formatting, lints, tests, docs"))
+}
+
+fn speed() -> Command {
+    let number = |name: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("N")
+            .value_parser(value_parser!(u16).range(1..))
+            .help(help)
+    };
+    let python = Arg::new("python")
+        .long("python")
+        .value_name("PROGRAM")
+        .value_parser(value_parser!(OsString))
+        .default_value("python3")
+        .help("The Python that can import torch");
+    Command::new("speed")
+        .about("Compare our networks on the CPU with PyTorch's, on the same weights in turn")
+        .arg(python)
+        .arg(number("threads", "Threads of each side [default: all cores]"))
+        .arg(number("repeats", "How often each task is timed").default_value("5"))
+        .arg(number("batch", "Images of a batch").default_value("8"))
 }
 
 fn task(matches: &ArgMatches) -> Task {
@@ -92,6 +123,15 @@ fn task(matches: &ArgMatches) -> Task {
     match name {
         "test" => Task::Test { golden: matches.get_flag("golden"), args: args() },
         "ci" => Task::Ci,
+        "speed" => {
+            let number = |name| matches.get_one::<u16>(name).map(|&n| usize::from(n));
+            Task::Speed(Options {
+                python: matches.get_one::<OsString>("python").cloned().unwrap_or_default(),
+                threads: number("threads"),
+                repeats: number("repeats").unwrap_or(1),
+                batch: number("batch").unwrap_or(1),
+            })
+        }
         "plugins" => Task::Plugins { args: args() },
         "run" => {
             let mut args: Vec<OsString> = args();
@@ -150,6 +190,15 @@ mod tests {
         assert_eq!(parse("test --golden"), task(true, ""));
         assert_eq!(parse("test -- tidy --nocapture"), task(false, "tidy --nocapture"));
         assert!(parse("test tidy").is_err());
+    }
+
+    #[test]
+    fn the_speed_comparison_has_defaults() {
+        let options = Options { python: "python3".into(), threads: None, repeats: 5, batch: 8 };
+        assert_eq!(parse("speed"), Ok(Task::Speed(options.clone())));
+        let options = Options { threads: Some(1), batch: 2, ..options };
+        assert_eq!(parse("speed --threads 1 --batch 2"), Ok(Task::Speed(options)));
+        assert!(parse("speed --repeats 0").is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod command;
 mod hand_over;
+mod speed;
 mod stage;
 mod workspace;
 
@@ -39,5 +40,6 @@ fn run(task: cli::Task, workspace: &Workspace) -> anyhow::Result<u8> {
         cli::Task::Test { golden: false, args } => check::test(workspace, &args),
         cli::Task::Test { golden: true, args } => check::golden(workspace, &args),
         cli::Task::Ci => check::ci(workspace),
+        cli::Task::Speed(options) => speed::run(workspace, &options),
     }
 }

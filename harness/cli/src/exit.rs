@@ -15,11 +15,11 @@ pub(crate) const UNFORESEEN: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// Nothing is left to run.
 pub(crate) const NOTHING_SELECTED: u8 = 4;
-/// A report of a run that is not finished.
+/// A report of a run that is not finished, or a training that a signal stopped.
 pub(crate) const OUTSTANDING: u8 = 5;
 /// What the run needs is not there or broken.
 pub(crate) const SETUP: u8 = 96;
-/// Cells failed; the others are finished.
+/// Cells failed; the others are finished. Or a training diverged.
 pub(crate) const CELLS_FAILED: u8 = 100;
 /// A pack was refused, or did not pass the check.
 pub(crate) const PLUGIN_REFUSED: u8 = 103;

@@ -6,11 +6,16 @@
 mod bench;
 mod config;
 mod data;
+mod denoise;
+mod diffusion;
 mod environment;
 mod exit;
+mod fid;
+mod interpolate;
 mod observer;
 mod plugin;
 mod report;
+mod sample;
 mod train;
 
 use std::process::ExitCode;
@@ -44,10 +49,18 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// List, inspect and check detector packs.
     Plugin(plugin::PluginArgs),
+    /// Denoise images, save what comes of it, and show it.
+    Denoise(Box<denoise::DenoiseArgs>),
     /// List, prepare and verify image sets.
     Data(data::DataArgs),
     /// Make the leaderboard of a finished run again.
     Report(report::ReportArgs),
+    /// Measure how far two sets of images are apart (Fréchet inception distance).
+    Fid(Box<fid::FidArgs>),
+    /// Sample images of a diffusion network.
+    Sample(Box<sample::SampleArgs>),
+    /// Show what lies between two images.
+    Interpolate(Box<interpolate::InterpolateArgs>),
     /// Train networks.
     Train(train::TrainArgs),
     /// Serve one request of a bench on standard input.
@@ -59,9 +72,13 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(*args),
         Command::Plugin(args) => plugin::run(&args),
+        Command::Denoise(args) => denoise::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Report(args) => report::run(&args),
-        Command::Train(args) => train::run(args).map(|()| exit::DONE).map_err(Failure::from),
+        Command::Fid(args) => fid::run(&args),
+        Command::Sample(args) => sample::run(&args),
+        Command::Interpolate(args) => interpolate::run(&args),
+        Command::Train(args) => train::run(args),
         Command::Worker => oodbench_engine::process::serve()
             .map(|()| exit::DONE)
             .map_err(|e| Failure::from(anyhow::Error::from(e))),

@@ -1,17 +1,33 @@
 //! `oodbench train`: networks from images.
 //!
-//! `train embedded` makes the two files of the embedded benchmark: the classifier and the diffusion
+//! `train diffusion` and `train classifier` train on images of the user's; a folder of their own
+//! holds what they leave. `train embedded` makes the two files of the embedded benchmark: the classifier and the diffusion
 //! network of `glyphs`. Images are drawn, recipe and seed are in a file, and every random number
 //! follows from the seed, so the same recipe on the same machine gives the same bytes. An
 //! interrupted training goes on from its last checkpoint.
 
+mod classifier;
+mod diffusion;
 mod embedded;
+mod folder;
+mod images;
+mod progress;
 mod recipe;
+mod reference;
+mod stop;
+mod tensorboard;
 mod weights;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
+use oodbench_diffusion::config::{ConfigError, ConfigProblem};
+use oodbench_engine::text::chain;
+use oodbench_nn::tensor_file::TensorFileError;
+use oodbench_nn::train::TrainError;
+
+use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, UNFORESEEN, USAGE, WRITE_FAILED};
 
 /// What to train.
 #[derive(Debug, Args)]
@@ -22,6 +38,27 @@ pub(crate) struct TrainArgs {
 
 #[derive(Debug, Subcommand)]
 enum TrainCommand {
+    /// Train a diffusion network.
+    #[command(after_help = "\
+Examples:
+  oodbench train diffusion --config ddim_cifar10_cond.yml --data DIR
+  oodbench train diffusion --config mine.toml --benchmark mine-bench.toml --out runs/mine
+  oodbench train diffusion --config mine.toml --out runs/mine --restart
+  tensorboard --logdir runs/mine
+
+Ctrl-C finishes the step, saves, and ends with code 5; `--restart` goes on as if nothing had happened.")]
+    Diffusion(Box<diffusion::DiffusionArgs>),
+    /// Train a classifier.
+    #[command(after_help = "\
+Examples:
+  oodbench train classifier --config resnet18.toml --data OpenOOD/data
+  oodbench bench --method all --classifier runs/train/resnet18/best.safetensors
+
+The configuration says what to train on and how; what it leaves out is OpenOOD's baseline:
+  benchmark = \"cifar10\"
+  arch = \"resnet18_32x32\"
+  epochs = 100")]
+    Classifier(Box<classifier::ClassifierArgs>),
     /// Train the networks of the embedded benchmark `glyphs`.
     #[command(after_help = "\
 Examples:
@@ -61,32 +98,53 @@ pub(crate) enum NetworkName {
     Diffusion,
 }
 
-/// Runs the command.
+/// Runs the command; the exit code.
 ///
 /// # Errors
-/// A recipe, a device or a folder that cannot be used, or a training that diverged.
-pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
-    #[cfg(unix)]
-    restart_without_candles_threads();
+/// A configuration, images, a device or a folder that cannot be used, or a training that diverged.
+pub(crate) fn run(args: TrainArgs) -> Result<u8, Failure> {
+    crate::environment::restart_without_candles_threads();
     match args.command {
-        TrainCommand::Embedded(args) => embedded::run(&args),
+        TrainCommand::Diffusion(args) => diffusion::run(&args),
+        TrainCommand::Classifier(args) => classifier::run(&args),
+        TrainCommand::Embedded(args) => embedded::run(&args).map(|()| DONE).map_err(Failure::from),
     }
 }
 
-/// Starts this program again with `CANDLE_NUM_THREADS=1`, unless the variable is set.
-///
-/// The threads of candle's own pool wait for work by spinning, at the cost of the threads that our
-/// kernels work on: without it training on two cores is more than twice as fast. The pool's size
-/// can be said in no other way, and a running program cannot safely set a variable for itself.
-/// Where the program cannot be started again, training is slow, but goes on.
-#[cfg(unix)]
-fn restart_without_candles_threads() {
-    use std::os::unix::process::CommandExt;
-    const VARIABLE: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(VARIABLE).is_none()
-        && let Ok(program) = std::env::current_exe()
-    {
-        let arguments = std::env::args_os().skip(1);
-        let _ = std::process::Command::new(program).args(arguments).env(VARIABLE, "1").exec();
+/// The folder of a training: as typed, or named as its configuration.
+fn out(typed: Option<&Path>, config: &Path) -> PathBuf {
+    typed.map(Path::to_owned).unwrap_or_else(|| {
+        let name = config.file_stem().unwrap_or_else(|| "training".as_ref());
+        Path::new("runs/train").join(name)
+    })
+}
+
+fn device(name: &str) -> Result<Device, Failure> {
+    oodbench_nn::device::device(name).map_err(|error| Failure {
+        hint: error.hint().map(str::to_owned),
+        message: chain(&error),
+        code: SETUP,
+    })
+}
+
+/// A configuration that cannot be read, or says something wrong.
+fn configuration(error: ConfigError) -> Failure {
+    let code = if matches!(error.source, ConfigProblem::Read(_)) { SETUP } else { USAGE };
+    Failure { message: chain(&error), hint: None, code }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        let code = match &error {
+            TrainError::TooFewImages { .. }
+            | TrainError::Recipe { .. }
+            | TrainError::OtherConfiguration { .. } => USAGE,
+            TrainError::NotFinite { .. } => CELLS_FAILED,
+            TrainError::NotACheckpoint { .. } | TrainError::Checkpoint(_) => SETUP,
+            TrainError::File(TensorFileError::Write { .. }) => WRITE_FAILED,
+            TrainError::File(_) => SETUP,
+            TrainError::Tensor(_) => UNFORESEEN,
+        };
+        Self { hint: error.hint().map(str::to_owned), message: chain(&error), code }
     }
 }

@@ -3,19 +3,21 @@
 //! Our own files are safetensors that describe themselves: the network stands as JSON under
 //! [`NET_KEY`] of the metadata, the schedule under [`SCHEDULE_KEY`]. Files of the reference (a
 //! state dict, `train.ckpt`, `ema.ckpt`) say nothing of themselves, so the network is read off
-//! the tensors' names and shapes, but for what leaves no trace there: the image side and the
-//! schedule, which the caller may give.
+//! the tensors' names and shapes, but for what leaves no trace there: the image side, the number
+//! of attention heads and the schedule, which the caller may give.
+
+mod read_off;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use oodbench_nn::checkpoint::StateDict;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde::{Deserialize, Serialize};
+use oodbench_nn::tensor_file::{self, Entry, TensorFileError, Text};
+use serde::de::DeserializeOwned;
 
-use crate::net::{DdimConfig, EpsModel, NetConfig};
+use crate::config::{Config, ConfigError, ScheduleSection};
+use crate::net::{EpsModel, NetConfig};
 use crate::schedule::{Schedule, ScheduleConfig};
 
 /// Where the metadata of a file keeps its [`NetConfig`] as JSON.
@@ -34,8 +36,14 @@ pub enum LoadError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("load diffusion network `{}`: expected the DDIM U-Net, got no `{key}`{}", path.display(), iddpm_note(*is_iddpm))]
-    NotDdim { path: PathBuf, key: String, is_iddpm: bool },
+    #[error(
+        "load diffusion network `{}`: expected the U-Net of DDIM or iDDPM, got neither \
+         `conv_in.weight` nor `input_blocks.0.0.weight`",
+        path.display()
+    )]
+    UnknownNetwork { path: PathBuf },
+    #[error("load diffusion network `{}`: no `{key}`", path.display())]
+    NoTensor { path: PathBuf, key: String },
     #[error("load diffusion network `{}`: `{key}` expected {expected}, got {got:?}", path.display())]
     Shape { path: PathBuf, key: String, expected: &'static str, got: Vec<usize> },
     #[error(
@@ -44,6 +52,12 @@ pub enum LoadError {
         path.display()
     )]
     NoImageSize { path: PathBuf },
+    #[error(
+        "load diffusion network `{}`: the file does not say how many heads its attention has\n\n\
+         hint: give a configuration with `Model.num_heads`",
+        path.display()
+    )]
+    NoHeads { path: PathBuf },
     #[error(
         "load diffusion network `{}`: `{key}` and {more} more tensors belong to no layer\n\n\
          hint: the configuration describes another network than the file holds",
@@ -56,44 +70,10 @@ pub enum LoadError {
         #[source]
         source: Box<candle_core::Error>,
     },
-    #[error("read configuration `{}`", path.display())]
-    ReadConfig {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("read configuration `{}`", path.display())]
-    ParseConfig {
-        path: PathBuf,
-        #[source]
-        source: ConfigError,
-    },
-    #[error("write diffusion network `{}`", path.display())]
-    Write {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("write diffusion network `{}`: `{key}` is not on the device any more", path.display())]
-    Tensor {
-        path: PathBuf,
-        key: String,
-        #[source]
-        source: Box<candle_core::Error>,
-    },
-}
-
-/// What a configuration says wrongly.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
     #[error(transparent)]
-    Json(#[from] serde_json::Error),
+    Config(#[from] ConfigError),
     #[error(transparent)]
-    Toml(#[from] toml::de::Error),
-}
-
-fn iddpm_note(is_iddpm: bool) -> &'static str {
-    if is_iddpm { "; its tensors are named as those of the iDDPM U-Net" } else { "" }
+    Write(#[from] TensorFileError),
 }
 
 /// What a file does not say by itself; it wins over what the file says.
@@ -103,43 +83,28 @@ pub struct Given {
     pub schedule: Option<ScheduleConfig>,
     /// The side of the images, for a file that says nothing of it.
     pub image_size: Option<usize>,
-}
-
-/// A configuration file: the sections of the reference's own that describe a network. Its other
-/// sections are passed over.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConfigFile {
-    #[serde(rename = "Model")]
-    model: Option<NetConfig>,
-    #[serde(rename = "Schedule")]
-    schedule: Option<ScheduleConfig>,
-    #[serde(rename = "Dataset")]
-    _dataset: Option<IgnoredAny>,
-    #[serde(rename = "Train")]
-    _train: Option<IgnoredAny>,
-    #[serde(rename = "Optim")]
-    _optim: Option<IgnoredAny>,
-    #[serde(rename = "Sample")]
-    _sample: Option<IgnoredAny>,
+    /// Heads of every attention of the iDDPM U-Net, for a file that says nothing of them.
+    pub num_heads: Option<usize>,
 }
 
 impl Given {
-    /// Reads a configuration: JSON or TOML with `Model` (a [`NetConfig`]) and `Schedule` (a
-    /// [`ScheduleConfig`]), each of which may be absent. A file that begins with `{` is JSON.
+    /// Reads the sections `Model` and `Schedule` of a [`Config`], each of which may be absent.
     ///
     /// # Errors
     /// A file that cannot be read, or that says something else.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| LoadError::ReadConfig { path: path.to_owned(), source })?;
-        let file: Result<ConfigFile, ConfigError> = match text.trim_start().starts_with('{') {
-            true => serde_json::from_str(&text).map_err(Into::into),
-            false => toml::from_str(&text).map_err(Into::into),
-        };
-        let file =
-            file.map_err(|source| LoadError::ParseConfig { path: path.to_owned(), source })?;
-        Ok(Self { net: file.model, schedule: file.schedule, image_size: None })
+        Ok(Self::from(&Config::read(path)?))
+    }
+}
+
+impl From<&Config> for Given {
+    fn from(config: &Config) -> Self {
+        Self {
+            net: config.model.clone(),
+            schedule: config.schedule.as_ref().map(ScheduleSection::config),
+            image_size: None,
+            num_heads: None,
+        }
     }
 }
 
@@ -153,13 +118,13 @@ pub struct LoadedModel {
 /// Builds the network of a file.
 ///
 /// # Errors
-/// A file that does not describe itself and holds another network than the DDIM U-Net, a
+/// A file that does not describe itself and holds none of the networks of this crate, a
 /// configuration that does not fit its tensors, or tensors that no layer asks for.
 pub fn load(file: &StateDict, given: &Given, device: &Device) -> Result<LoadedModel, LoadError> {
     let net = match (&given.net, metadata::<NetConfig>(file, NET_KEY)?) {
         (Some(net), _) => net.clone(),
         (None, Some(net)) => net,
-        (None, None) => NetConfig::Ddim(read_off(file, given.image_size)?),
+        (None, None) => read_off::read_off(file, given.image_size, given.num_heads)?,
     };
     let schedule = match (&given.schedule, metadata::<ScheduleConfig>(file, SCHEDULE_KEY)?) {
         (Some(schedule), _) => schedule.clone(),
@@ -192,65 +157,6 @@ fn metadata<T: DeserializeOwned>(
     })
 }
 
-/// The configuration of the DDIM U-Net whose tensors a file holds.
-fn read_off(file: &StateDict, image_size: Option<usize>) -> Result<DdimConfig, LoadError> {
-    let shapes = file.shapes();
-    let path = || file.path().to_owned();
-    let shape = |key: &str| match shapes.get(key) {
-        Some(shape) => Ok(shape.as_slice()),
-        None => {
-            let is_iddpm = shapes.contains_key("input_blocks.0.0.weight");
-            Err(LoadError::NotDdim { path: path(), key: key.to_owned(), is_iddpm })
-        }
-    };
-    let kernel = |key: &str| match *shape(key)? {
-        [c_out, c_in, _, _] if c_out > 0 => Ok((c_out, c_in)),
-        ref got => {
-            let expected = "a kernel of four sizes";
-            Err(LoadError::Shape { path: path(), key: key.to_owned(), expected, got: got.to_vec() })
-        }
-    };
-    let (ch, in_channels) = kernel("conv_in.weight")?;
-    let (out_ch, _) = kernel("conv_out.weight")?;
-    let has = |key: String| shapes.contains_key(&key);
-    let count = |key: &dyn Fn(usize) -> String| (0..).take_while(|&i| has(key(i))).count();
-    let n_levels = count(&|level| format!("down.{level}.block.0.conv1.weight"));
-    let num_res_blocks = count(&|i| format!("down.0.block.{i}.conv1.weight"));
-    let mut ch_mult = Vec::new();
-    for level in 0..n_levels {
-        let key = format!("down.{level}.block.0.conv1.weight");
-        let (c_out, _) = kernel(&key)?;
-        if !c_out.is_multiple_of(ch) {
-            let expected = "a multiple of the channels of `conv_in.weight`";
-            return Err(LoadError::Shape { path: path(), key, expected, got: vec![c_out, ch] });
-        }
-        ch_mult.push(c_out / ch);
-    }
-    let Some(image_size) = image_size else {
-        return Err(LoadError::NoImageSize { path: path() });
-    };
-    let num_classes = match shapes.get("label_emb.weight") {
-        Some(shape) => shape.first().map_or(0, |rows| rows.saturating_sub(1)),
-        None => 0,
-    };
-    let with_attention = (0..n_levels).filter(|level| has(format!("down.{level}.attn.0.q.weight")));
-    Ok(DdimConfig {
-        kind: "simple".to_owned(),
-        image_size,
-        num_classes,
-        in_channels,
-        out_ch,
-        ch,
-        num_res_blocks,
-        attn_resolutions: with_attention.map(|level| image_size >> level).collect(),
-        ch_mult,
-        // Of use in training alone.
-        dropout: 0.0,
-        var_type: "fixedlarge".to_owned(),
-        resamp_with_conv: n_levels < 2 || has("down.0.downsample.conv.weight".to_owned()),
-    })
-}
-
 /// Writes weights as safetensors that describe themselves: a temporary file first, which is then
 /// renamed. The same weights give the same bytes.
 ///
@@ -265,50 +171,12 @@ pub fn save(
     let json = |key, value: serde_json::Result<String>| {
         value.map_err(|source| LoadError::Metadata { path: path.to_owned(), key, source })
     };
-    let metadata = BTreeMap::from([
-        (NET_KEY, json(NET_KEY, serde_json::to_string(net))?),
-        (SCHEDULE_KEY, json(SCHEDULE_KEY, serde_json::to_string(schedule))?),
+    let text = Text::from([
+        (NET_KEY.to_owned(), json(NET_KEY, serde_json::to_string(net))?),
+        (SCHEDULE_KEY.to_owned(), json(SCHEDULE_KEY, serde_json::to_string(schedule))?),
     ]);
-    let mut header = BTreeMap::from([("__metadata__".to_owned(), Entry::Metadata(metadata))]);
-    let mut data: Vec<u8> = Vec::new();
-    for (name, tensor) in weights {
-        let values = tensor
-            .to_device(&Device::Cpu)
-            .and_then(|t| t.flatten_all()?.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>())
-            .map_err(|source| LoadError::Tensor {
-                path: path.to_owned(),
-                key: name.clone(),
-                source: Box::new(source),
-            })?;
-        let start = data.len();
-        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let (shape, data_offsets) = (tensor.dims().to_vec(), [start, data.len()]);
-        header.insert(name.clone(), Entry::Tensor { dtype: "F32", shape, data_offsets });
-    }
-    let mut header = json(NET_KEY, serde_json::to_string(&header))?.into_bytes();
-    // The format asks for data that begin at a multiple of eight.
-    header.resize(header.len().next_multiple_of(8), b' ');
-
-    let mut temporary = path.to_owned().into_os_string();
-    temporary.push(".tmp");
-    let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        file.write_all(&data)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|source| LoadError::Write { path: path.to_owned(), source })
-}
-
-/// An entry of a safetensors header. The `safetensors` crate keeps the metadata in a hash map,
-/// whose order changes from run to run; a file of ours is to be the same each time.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Entry {
-    Metadata(BTreeMap<&'static str, String>),
-    Tensor { dtype: &'static str, shape: Vec<usize>, data_offsets: [usize; 2] },
+    let entries = weights.iter().map(|(name, tensor)| Entry::tensor(name, tensor)).collect();
+    Ok(tensor_file::write(path, &text, entries)?)
 }
 
 #[cfg(test)]
@@ -380,7 +248,7 @@ mod tests {
     #[test]
     fn tensors_that_no_layer_asks_for_are_refused() {
         let (bytes, _) = saved(&ScheduleConfig::default());
-        let NetConfig::Ddim(mut config) = net();
+        let NetConfig::Ddim(mut config) = net() else { panic!("another network") };
         config.num_classes = 0;
         let given = Given { net: Some(NetConfig::Ddim(config)), ..Given::default() };
         let err = load(&open(&bytes), &given, &Device::Cpu).err().unwrap().to_string();
@@ -390,10 +258,57 @@ mod tests {
     #[test]
     fn another_network_is_named() {
         let zero = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let weights = BTreeMap::from([("input_blocks.0.0.weight".to_owned(), zero)]);
+        let weights = BTreeMap::from([("fc.weight".to_owned(), zero)]);
         let bytes = safetensors::serialize(&weights, None).unwrap();
         let err = load(&open(&bytes), &Given::default(), &Device::Cpu).err().unwrap().to_string();
-        assert!(err.contains("no `conv_in.weight`") && err.contains("iDDPM"), "{err}");
+        assert!(err.contains("`a.safetensors`: expected the U-Net of DDIM or iDDPM"), "{err}");
+    }
+
+    /// The network of a file without description, given the side of the images and the heads.
+    fn read_off(net: &NetConfig) -> NetConfig {
+        let variables = Variables::new(1, &Device::Cpu);
+        net.build(variables.builder()).unwrap();
+        let bytes = safetensors::serialize(variables.snapshot().unwrap(), None).unwrap();
+        let given =
+            Given { image_size: Some(net.image_size()), num_heads: Some(4), ..Given::default() };
+        load(&open(&bytes), &given, &Device::Cpu).unwrap_or_else(|err| panic!("{err}")).net
+    }
+
+    #[test]
+    fn an_iddpm_network_is_read_off_its_tensors_but_for_its_heads() {
+        let net = |changes: serde_json::Value| -> NetConfig {
+            let mut net = serde_json::json!({
+                "struc": "iDDPM", "image_size": 8, "num_classes": 2, "in_channels": 3,
+                "model_channels": 32, "out_channels": 6, "num_res_blocks": 1,
+                "attention_resolutions": [2, 4], "dropout": 0.0, "channel_mult": [1, 2, 1],
+                "conv_resample": true, "use_scale_shift_norm": true, "num_heads": 4,
+            });
+            for (key, value) in changes.as_object().unwrap() {
+                net[key] = value.clone();
+            }
+            serde_json::from_value(net).unwrap()
+        };
+        for changes in [
+            serde_json::json!({}),
+            serde_json::json!({"num_classes": 0, "out_channels": 3, "num_res_blocks": 2}),
+            serde_json::json!({"conv_resample": false, "attention_resolutions": [1]}),
+            serde_json::json!({"use_scale_shift_norm": false, "channel_mult": [1]}),
+            serde_json::json!({"attention_resolutions": [], "conv_resample": false}),
+        ] {
+            let mut net = net(changes);
+            if let NetConfig::Iddpm(config) = &mut net {
+                // What this network cannot have is not read off it.
+                let n_levels = config.channel_mult.len() as u32;
+                config.attention_resolutions.retain(|&factor| factor < 1 << n_levels);
+            }
+            assert_eq!(read_off(&net), net);
+        }
+        let variables = Variables::new(1, &Device::Cpu);
+        net(serde_json::json!({})).build(variables.builder()).unwrap();
+        let bytes = safetensors::serialize(variables.snapshot().unwrap(), None).unwrap();
+        let given = Given { image_size: Some(8), ..Given::default() };
+        let err = load(&open(&bytes), &given, &Device::Cpu).err().unwrap().to_string();
+        assert!(err.ends_with("hint: give a configuration with `Model.num_heads`"), "{err}");
     }
 
     #[test]

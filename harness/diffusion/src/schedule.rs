@@ -1,8 +1,9 @@
 //! Noise schedules.
 //!
 //! `betas` are computed in `f64` and rounded to `f32`; `alpha_bar[t]`, the running product of
-//! `1 - betas`, starts from the rounded values: the numbers of the reference, bit for bit where
-//! its own product is. A schedule that was published is never changed; another one is added.
+//! `1 - betas`, starts from the rounded values and is kept in `f64`, as PyTorch does on a CPU. Both
+//! are the reference's numbers, bit for bit. A schedule that was published is never changed;
+//! another one is added.
 
 use candle_core::{Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -105,6 +106,16 @@ impl Schedule {
         &self.betas
     }
 
+    /// Whether the betas are evenly spaced, as far as `f32` can tell.
+    pub fn is_linear(&self) -> bool {
+        let (Some(&first), Some(&last)) = (self.betas.first(), self.betas.last()) else {
+            return true;
+        };
+        let even = linspace(first.into(), last.into(), self.betas.len());
+        let off = |(beta, even): (&f32, f64)| (f64::from(*beta) - even).abs();
+        self.betas.iter().zip(even).map(off).all(|off| off <= 1e-6 * f64::from(last.max(first)))
+    }
+
     /// The running product of `1 - beta`, for `t` from 0.
     pub fn alpha_bar(&self) -> &[f32] {
         &self.alpha_bar
@@ -150,6 +161,7 @@ mod tests {
         let schedule = Schedule::new(&ScheduleConfig { kind, ..Default::default() });
         assert_eq!(schedule.steps(), 1000);
         assert!(schedule.alpha_bar().windows(2).all(|w| w[1] < w[0]));
+        assert_eq!(schedule.is_linear(), kind == Kind::Linear);
         let last = schedule.alpha_bar()[999];
         assert!((last / alpha_bar_last - 1.0).abs() < 1e-3, "{kind:?}: {last}");
     }
@@ -160,6 +172,37 @@ mod tests {
         check(Kind::Linear, 4.0358e-5);
         check(Kind::Quad, 7.3341e-4);
         check(Kind::Cosine, 2.4286e-9);
+    }
+
+    /// Digests of the bits that PyTorch 2.15 computes on a CPU as the reference does.
+    fn check_bits(kind: Kind, steps: usize, ends: (f64, f64), betas: u64, alpha_bar: u64) {
+        let (beta_start, beta_end) = ends;
+        let config = ScheduleConfig { kind, beta_start, beta_end, diffusion_step: steps };
+        let schedule = Schedule::new(&config);
+        let digest = |values: &[f32]| {
+            let add = |sum: u64, x: &f32| sum.wrapping_mul(31).wrapping_add(x.to_bits().into());
+            values.iter().fold(0, add)
+        };
+        assert_eq!(digest(schedule.betas()), betas, "betas of {kind:?}, {steps} steps");
+        assert_eq!(digest(schedule.alpha_bar()), alpha_bar, "signal of {kind:?}, {steps} steps");
+    }
+
+    #[test]
+    fn bits_are_those_of_the_reference() {
+        let usual = (1e-4, 0.02);
+        check_bits(Kind::Linear, 1, usual, 0x38d1b717, 0x3f7ff972);
+        check_bits(Kind::Linear, 2, usual, 0x71e0902d3, 0x7effa0faa);
+        check_bits(Kind::Linear, 10, usual, 0xb1328fe5744b50a0, 0xdc0e555cedae40bd);
+        check_bits(Kind::Linear, 400, (5e-4, 0.05), 0xec61563445de176a, 0x06db8c19bf6a928d);
+        check_bits(Kind::Linear, 1000, usual, 0x02c4fc4ed10b0e48, 0x571a85b5d340f593);
+        check_bits(Kind::Linear, 4000, (2.5e-5, 5e-3), 0x3f8ea2fd55c7a84b, 0x6a29a1dccd3d9289);
+        check_bits(Kind::Quad, 400, (5e-4, 0.05), 0xe2c10b883228f10f, 0xc4ac196585630bbc);
+        check_bits(Kind::Quad, 1000, usual, 0x728908658baa0ad1, 0x36415e2ee3fbde97);
+        check_bits(Kind::Quad, 4000, usual, 0x8d17d8e1ee04c42c, 0x56c53d964787c2cd);
+        check_bits(Kind::Cosine, 10, usual, 0xaa6512ee9ec2550b, 0x1bd87c648d04184a);
+        check_bits(Kind::Cosine, 400, usual, 0x680ea7ff7d5e2603, 0x73df61d8b3dbe1ef);
+        check_bits(Kind::Cosine, 1000, usual, 0xef853b83b76a24eb, 0x8533413c746343d4);
+        check_bits(Kind::Cosine, 4000, usual, 0x866ff18c318d352a, 0xa14d22978bfb5861);
     }
 
     #[test]

@@ -244,7 +244,7 @@ fn read_torch(bytes: &[u8], path: &Path) -> Result<Vec<(String, Values)>, Checkp
 }
 
 /// Little-endian floating-point data as `f32`.
-fn to_f32(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+pub(crate) fn to_f32(dtype: Dtype, data: &[u8]) -> Vec<f32> {
     fn each<const N: usize>(data: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         let chunks = data.chunks_exact(N);
         chunks.map(|chunk| f(chunk.try_into().expect("chunks of this length"))).collect()

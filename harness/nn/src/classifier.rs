@@ -29,6 +29,17 @@ impl Normalisation {
         let std = Tensor::new(&self.std, xs.device())?.reshape((1, 3, 1, 1))?;
         xs.broadcast_sub(&mean)?.broadcast_div(&std)
     }
+
+    /// What a safetensors file says of itself under `mean` and `std`, as those that are trained
+    /// here do.
+    pub fn stated_in(path: &Path) -> Option<Self> {
+        let text = crate::tensor_file::text_of(path).ok()?;
+        let of = |key: &str| serde_json::from_str::<[f32; 3]>(text.get(key)?).ok();
+        let stated = Self { mean: of("mean")?, std: of("std")? };
+        let plausible = stated.mean.iter().all(|mean| mean.is_finite())
+            && stated.std.iter().all(|std| std.is_finite() && *std > 0.0);
+        plausible.then_some(stated)
+    }
 }
 
 /// A checkpoint that its authors published, recognised by its content.

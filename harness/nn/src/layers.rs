@@ -71,6 +71,28 @@ impl Conv2d {
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         kernels::conv2d(xs, &self.weight, self.bias.as_ref(), self.stride, self.padding)
     }
+
+    /// [`Conv2d::forward`] plus a number for each image and channel, in the same pass.
+    ///
+    /// # Shapes
+    /// `shift`: `[batch, c_out]`
+    pub fn forward_shifted(&self, xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        let shift = match &self.bias {
+            Some(bias) => shift.broadcast_add(bias)?,
+            None => shift.clone(),
+        };
+        kernels::conv2d(xs, &self.weight, Some(&shift), self.stride, self.padding)
+    }
+
+    /// `[c_out, c_in, kernel, kernel]`
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[c_out]`
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
 }
 
 /// Batch normalisation over `[batch, channels, height, width]`.
@@ -195,10 +217,19 @@ impl Linear {
         })
     }
 
+    /// On the CPU, a row's result does not depend on how many rows there are.
+    ///
     /// # Shapes
     /// `xs`: `[batch, c_in]` to `[batch, c_out]`
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        xs.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        if !xs.device().is_cpu() {
+            return xs.matmul(&self.weight.t()?)?.broadcast_add(&self.bias);
+        }
+        // candle's matrix product adds up in another order where there are few rows. A convolution
+        // of images of one pixel does not.
+        let pixels = xs.unsqueeze(2)?.unsqueeze(3)?;
+        let weight = self.weight.unsqueeze(2)?.unsqueeze(3)?;
+        kernels::conv2d(&pixels, &weight, Some(&self.bias), 1, 0)?.flatten_from(1)
     }
 
     /// `[c_out, c_in]`
@@ -238,5 +269,26 @@ mod tests {
         assert_close(&norm.forward(&xs, Mode::Eval).unwrap(), &trained, 0.01);
         let stored = vars.data().lock().unwrap()["bn.running_mean"].as_detached_tensor();
         assert!(stored.to_vec1::<f32>().unwrap().iter().all(|m| (m - 2.0).abs() < 1.5));
+    }
+    #[test]
+    fn a_row_does_not_depend_on_how_many_there_are() {
+        for (c_in, c_out) in [(32, 128), (128, 64), (64, 10), (512, 512), (640, 1)] {
+            let vb = VarBuilder::from_tensors(
+                [
+                    ("weight".to_owned(), random("weight", &[c_out, c_in])),
+                    ("bias".to_owned(), random("bias", &[c_out])),
+                ]
+                .into(),
+                DType::F32,
+                &Device::Cpu,
+            );
+            let linear = Linear::new(c_in, c_out, vb).unwrap();
+            let xs = random("xs", &[300, c_in]);
+            let all = linear.forward(&xs).unwrap().to_vec2::<f32>().unwrap();
+            for rows in [1, 2, 3, 7, 26, 64, 257] {
+                let some = linear.forward(&xs.narrow(0, 0, rows).unwrap()).unwrap();
+                assert_eq!(some.to_vec2::<f32>().unwrap(), all[..rows], "{c_in} {c_out} {rows}");
+            }
+        }
     }
 }

@@ -9,27 +9,26 @@
 //!
 //! The reference (luping-liu/DiffOOD) never combines timesteps: its table has a column for each
 //! change, and the one it calls `base` is the global change of the last timestep. That is the
-//! default here; `change` names another. Only the two timesteps that a score needs are computed.
+//! default here; `change` names another. Only the two timesteps that a score needs are computed;
+//! a parameter search over space, mode and change reads all of them off one pass.
 //!
 //! The reference draws its noise afresh in each run. Here it belongs to the image and the seed
 //! ([`noise`]), so that a score depends on neither batch, nor shard, nor order.
-
-pub mod change;
-pub mod denoise;
-pub mod network;
-pub mod noise;
+//!
+//! The process itself is [`oodbench_diffusion::denoise`]; here it gets parameters, and images,
+//! noise and the classifier from the host.
 
 use std::path::PathBuf;
 
 use candle_core::Device;
 use oodbench_diffusion::checkpoint::LoadedModel;
-use oodbench_diffusion::sampler::Method;
+use oodbench_diffusion::denoise::{
+    Change, DenoiseError, Denoiser, Images, Mode, Outputs, Readout, Refusal, Scoring, Space,
+    network, noise, predicted,
+};
+use oodbench_diffusion::sampler::{Indexing, Method};
 use oodbench_sdk::ImageBatch;
 use oodbench_sdk::prelude::*;
-
-use change::{Mode, Space};
-use denoise::{Classify, Denoiser, Outputs, Subjects, Tick};
-use network::Origin;
 
 /// Parameters of [`DiffOod`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +38,7 @@ pub struct Params {
     config: Option<String>,
     method: Method,
     steps: usize,
+    indexing: Indexing,
     timesteps: Vec<usize>,
     repeats: usize,
     beta: f64,
@@ -56,6 +56,7 @@ impl Default for Params {
             config: None,
             method: Method::Ddim,
             steps: 50,
+            indexing: Indexing::Reference,
             timesteps: vec![0, 120, 240, 360],
             repeats: 4,
             beta: 2.0,
@@ -95,10 +96,24 @@ impl Params {
         }
     }
 
-    /// The two timesteps that the score compares.
-    fn compared(&self) -> [usize; 2] {
-        let change = self.change.unwrap_or(self.timesteps.len() - 1);
-        self.mode.pair(change).map(|i| self.timesteps[i])
+    /// How the score is read off the denoised images.
+    fn readout(&self) -> Readout {
+        let nth = self.change.unwrap_or(self.timesteps.len() - 1);
+        Readout { space: self.space, change: Change { mode: self.mode, nth } }
+    }
+
+    /// The process on a network.
+    fn denoiser<'a>(&self, loaded: &'a LoadedModel, device: &'a Device) -> Denoiser<'a> {
+        Denoiser {
+            model: loaded.model.as_ref(),
+            schedule: &loaded.schedule,
+            method: self.method,
+            steps: self.steps,
+            indexing: self.indexing,
+            beta: self.beta,
+            batch: self.batch,
+            device,
+        }
     }
 
     /// Where the network comes from; `asset` gives the file that a parameter stands for.
@@ -116,6 +131,15 @@ impl Params {
             )),
         }
     }
+}
+
+/// Where a network comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A file, and what it does not say of itself.
+    File { weights: PathBuf, config: Option<PathBuf> },
+    /// [`network::untrained`].
+    Untrained,
 }
 
 /// DiffOOD.
@@ -163,10 +187,17 @@ impl Detector for DiffOod {
         let name = self.host.device();
         let device = oodbench_nn::device::device(&name).map_err(|err| {
             let hint = err.hint().map(|hint| format!("\n\nhint: {hint}"));
-            Error::new(format!("{}{}", network::chain(err), hint.unwrap_or_default()))
+            Error::new(format!("{}{}", in_one_line(&err), hint.unwrap_or_default()))
         })?;
         let (n_classes, size) = (data.n_classes(), self.host.image_size()?);
-        let loaded = network::load(&origin, size, n_classes, &device)?;
+        let loaded = match &origin {
+            Origin::Untrained => network::check_square(size)
+                .and_then(|()| network::untrained(size.0, n_classes, &device)),
+            Origin::File { weights, config } => {
+                network::load(weights, config.as_deref(), size, n_classes, &device)
+            }
+        };
+        let loaded = loaded.map_err(|err| Error::new(in_one_line(&err)))?;
         let trained_on = loaded.net.image_size();
         if size.0 != trained_on {
             self.host.warn(&format!(
@@ -190,19 +221,69 @@ impl Detector for DiffOod {
     }
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
+        self.read_off(batch, &[self.params.readout()], scores)
+    }
+
+    /// Denoising is what costs time: every variant is read off the same denoised images.
+    fn score_variants(
+        &mut self,
+        batch: &Batch<'_>,
+        variants: &[Params],
+        scores: &mut [f32],
+    ) -> Result<()> {
+        let readouts: Vec<Readout> = variants.iter().map(Params::readout).collect();
+        self.read_off(batch, &readouts, scores)
+    }
+}
+
+impl DiffOod {
+    /// The scores for each readout and image, from one pass.
+    fn read_off(&self, batch: &Batch<'_>, readouts: &[Readout], scores: &mut [f32]) -> Result<()> {
         let Some(fitted) = &self.fitted else {
             return Err(Error::new("`score` was called before `fit`"));
         };
-        let (images, logits) = (batch.images()?, batch.logits()?);
+        let images = batch.images()?;
+        let classes = fitted.classes(batch, images)?;
+        let images = Images::new(images.values(), (fitted.side, fitted.side)).map_err(plain)?;
+        let scoring = Scoring {
+            denoiser: self.params.denoiser(&fitted.loaded, &fitted.device),
+            timesteps: &self.params.timesteps,
+            repeats: self.params.repeats,
+        };
+        let (host, seed, keys) = (&self.host, self.host.seed(), batch.keys());
+        let total = scoring.evaluations(images.len(), readouts).map_err(plain)?;
+        let mut done = 0;
+        let mut tick = || -> std::result::Result<(), Refusal> {
+            host.progress(done.min(total), total)?;
+            done += 1;
+            Ok(())
+        };
+        let noise = |image: usize, repeat, len| noise::noise(seed, keys[image], repeat, len);
+        let classify = |images: Images<'_>| -> std::result::Result<Outputs, Refusal> {
+            let (height, width) = images.size();
+            let forward = host.forward(ImageBatch::new(images.values(), height, width)?)?;
+            let features = forward.features().values().to_vec();
+            Ok(Outputs { features, logits: forward.logits().values().to_vec() })
+        };
+        let found = scoring.scores(images, &classes, &noise, readouts, &classify, &mut tick);
+        scores.copy_from_slice(&found.map_err(plain)?);
+        host.progress(total, total)
+    }
+}
+
+impl Fitted {
+    /// The class of each image that guides the process, of a batch that is as it should be.
+    fn classes(&self, batch: &Batch<'_>, images: ImageBatch<'_>) -> Result<Vec<u32>> {
+        let logits = batch.logits()?;
         let [_, _, height, width] = images.shape();
-        let side = fitted.side;
+        let side = self.side;
         if !images.is_empty() && (height, width) != (side, side) {
             return Err(Error::input(format!(
                 "images expected {side}x{side}, got {height}x{width}"
             )));
         }
-        if !batch.is_empty() && logits.n_cols() != fitted.n_classes {
-            let (expected, got) = (fitted.n_classes, logits.n_cols());
+        if !batch.is_empty() && logits.n_cols() != self.n_classes {
+            let (expected, got) = (self.n_classes, logits.n_cols());
             return Err(Error::input(format!("logits expected {expected} columns, got {got}")));
         }
         if let Some(image) = logits.rows().position(|row| row.iter().any(|x| !x.is_finite())) {
@@ -218,134 +299,33 @@ impl Detector for DiffOod {
                 "pixels of image {image} of the batch expected finite values, got {got}"
             )));
         }
-        let classes: Vec<u32> = logits.rows().map(predicted).collect();
-        let scoring = Scoring {
-            denoiser: Denoiser {
-                model: fitted.loaded.model.as_ref(),
-                schedule: &fitted.loaded.schedule,
-                method: self.params.method,
-                steps: self.params.steps,
-                beta: self.params.beta,
-                batch: self.params.batch,
-                device: &fitted.device,
-            },
-            compared: self.params.compared(),
-            repeats: self.params.repeats,
-            space: self.params.space,
-        };
-        let (host, seed, keys) = (&self.host, self.host.seed(), batch.keys());
-        let total = scoring.evaluations(images.len());
-        let mut done = 0;
-        let mut tick = || {
-            host.progress(done, total)?;
-            done += 1;
-            Ok(())
-        };
-        let noise = |image: usize, repeat, len| noise::noise(seed, keys[image], repeat, len);
-        let classify = |images: ImageBatch<'_>| {
-            let forward = host.forward(images)?;
-            let features = forward.features().values().to_vec();
-            Ok(Outputs { features, logits: forward.logits().values().to_vec() })
-        };
-        let found = scoring.scores(images, &classes, &noise, &classify, &mut tick)?;
-        scores.copy_from_slice(&found);
-        host.progress(total, total)
+        Ok(logits.rows().map(predicted).collect())
     }
 }
 
-/// The first class with the greatest logit, as the process is guided by.
-pub fn predicted(logits: &[f32]) -> u32 {
-    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|&logit| logit == greatest).unwrap_or(0) as u32
-}
-
-/// The noise of an image's repeat: called with the image's index, the repeat and the length.
-pub type Noise<'a> = dyn Fn(usize, usize, usize) -> Vec<f32> + 'a;
-
-/// One way to score images, apart from where classes, noise and the classifier come from.
-pub struct Scoring<'a> {
-    pub denoiser: Denoiser<'a>,
-    /// The two timesteps whose difference is the score.
-    pub compared: [usize; 2],
-    pub repeats: usize,
-    pub space: Space,
-}
-
-impl Scoring<'_> {
-    /// Images that are worked on at once, so that their repeats fill an evaluation of the
-    /// network. What is held in memory follows from it, not from the number of images.
-    ///
-    /// It is always so many, the last ones being filled up: matrix products round differently at
-    /// other sizes, and a score is to be the same to the last bit in whatever company.
-    fn images_at_once(&self) -> usize {
-        (self.denoiser.rows_at_once() / self.repeats).max(1)
-    }
-
-    /// How often [`Scoring::scores`] evaluates the network for so many images.
-    pub fn evaluations(&self, n_images: usize) -> usize {
-        let n_rows = self.images_at_once() * self.repeats;
-        let of_one: usize =
-            self.compared.iter().map(|&t| self.denoiser.evaluations(n_rows, t)).sum();
-        n_images.div_ceil(self.images_at_once()) * of_one
-    }
-
-    /// One score for each image.
-    ///
-    /// # Shapes
-    /// - `images`: `[n, 3, height, width]` in `[0, 1]`
-    /// - `classes`: `[n]`, what the classifier predicts for the clean images
-    ///
-    /// # Errors
-    /// What [`Denoiser::sample`] says.
-    pub fn scores(
-        &self,
-        images: ImageBatch<'_>,
-        classes: &[u32],
-        noise: &Noise<'_>,
-        classify: &Classify<'_>,
-        tick: &mut Tick<'_>,
-    ) -> Result<Vec<f32>> {
-        let [n_images, channels, height, width] = images.shape();
-        let image_len = channels * height * width;
-        if classes.len() != n_images {
-            return Err(Error::input(format!(
-                "classes expected {n_images} values, got {}",
-                classes.len()
-            )));
+/// The host's own errors go back as they came.
+fn plain(err: DenoiseError) -> Error {
+    match err {
+        DenoiseError::Caller(refusal) => match refusal.downcast::<Error>() {
+            Ok(err) => *err,
+            Err(other) => Error::new(other.to_string()),
+        },
+        err @ (DenoiseError::Images { .. } | DenoiseError::Length { .. }) => {
+            Error::input(in_one_line(&err))
         }
-        let classify = match self.space {
-            Space::Image => None,
-            Space::Feature | Space::Logit => Some(classify),
-        };
-        let at_once = self.images_at_once();
-        let mut scores = Vec::with_capacity(n_images);
-        for first in (0..n_images).step_by(at_once) {
-            // Where images are lacking, the last one is taken again.
-            let chosen: Vec<usize> =
-                (first..first + at_once).map(|i| i.min(n_images - 1)).collect();
-            let mut pixels = Vec::with_capacity(at_once * image_len);
-            let mut noises = Vec::with_capacity(at_once * self.repeats * image_len);
-            for &image in &chosen {
-                pixels.extend_from_slice(&images.values()[image * image_len..][..image_len]);
-                for repeat in 0..self.repeats {
-                    noises.extend(noise(image, repeat, image_len));
-                }
-            }
-            let subjects = Subjects {
-                images: ImageBatch::new(&pixels, height, width)?,
-                classes: &chosen.iter().map(|&image| classes[image]).collect::<Vec<u32>>(),
-                noise: &noises,
-                repeats: self.repeats,
-            };
-            let [before, after] =
-                self.compared.map(|t| self.denoiser.sample(&subjects, t, classify, tick));
-            let (before, after) = (before?, after?);
-            let (before, after) = (before.space(self.space), after.space(self.space));
-            let changes = change::change(before, after, at_once, self.repeats)?;
-            scores.extend(changes.into_iter().take(n_images - first));
-        }
-        Ok(scores)
+        err => Error::new(in_one_line(&err)),
     }
+}
+
+/// An error with its causes in one line; a hint keeps its own line, because it comes last.
+fn in_one_line(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 fn described() -> Vec<Param> {
@@ -364,26 +344,34 @@ fn described() -> Vec<Param> {
             "ours",
         )
         .asset(),
-        Param::new("method", "the sampler: DDIM, PNDM2 or PNDM4", "the reference's readme"),
+        Param::new("method", "the sampler: DDIM, PNDM2, PNDM4, NDM1, NDM4 or PF", "the reference's readme"),
         Param::new("steps", "steps that the whole schedule would be sampled with", DETECT),
+        Param::new(
+            "indexing",
+            "which state of the sampler an image is in: `reference` as the authors have it, one step too early, or `aligned`",
+            "the reference's code",
+        ),
         Param::new("timesteps", "how far images are diffused, ascending; the first is compared with", DETECT),
         Param::new("repeats", "draws of noise for each image, over which the score is averaged", DETECT),
         Param::new("beta", "weight of the classifier-free guidance; 0 for none", DETECT).number(),
         Param::new("space", "where the change is measured: image, feature or logit", TABLE)
-            .sweep(["image", "feature", "logit"]),
+            .sweep(["image", "feature", "logit"])
+            .readout(),
         Param::new(
             "mode",
             "a timestep is compared with the one before (local) or the first (global)",
             TABLE,
         )
-        .sweep(["local", "global"]),
+        .sweep(["local", "global"])
+        .readout(),
         Param::new(
             "change",
             "which timestep after the first is compared, from 1; by default the last",
             TABLE,
         )
         .integer()
-        .sweep([1, 2, 3]),
+        .sweep([1, 2, 3])
+        .readout(),
         Param::new(
             "batch",
             "images in one evaluation of the diffusion network, repeats and both branches of the guidance counted; bounds the memory",

@@ -1,103 +1,9 @@
-//! Scores against batches, order and seeds, on a network by formula.
-
-use oodbench_nn::formula;
+//! Parameters, the worked example, and variants against detectors of their own.
 
 use super::*;
 
 const SIDE: usize = 4;
 const LEN: usize = 3 * SIDE * SIDE;
-const N_IMAGES: usize = 5;
-
-/// Channel means, and a linear head on them.
-fn classify(images: ImageBatch<'_>) -> Result<Outputs> {
-    let mut outputs = Outputs::default();
-    for image in images.values().chunks_exact(LEN) {
-        let means: Vec<f32> = image
-            .chunks_exact(LEN / 3)
-            .map(|channel| channel.iter().sum::<f32>() / (LEN / 3) as f32)
-            .collect();
-        outputs.logits.extend([means[0] - means[1], means[1] - 2.0 * means[2]]);
-        outputs.features.extend(means);
-    }
-    Ok(outputs)
-}
-
-/// The scores of the images with these keys; the key decides the pixels too.
-fn scores(keys: &[u64], seed: u64, batch: usize, space: Space) -> Vec<f32> {
-    let loaded = network::untrained(SIDE, 2, &Device::Cpu).unwrap();
-    let scoring = Scoring {
-        denoiser: Denoiser {
-            model: loaded.model.as_ref(),
-            schedule: &loaded.schedule,
-            method: Method::Ddim,
-            steps: 10,
-            beta: 2.0,
-            batch,
-            device: &Device::Cpu,
-        },
-        compared: [0, 240],
-        repeats: 3,
-        space,
-    };
-    let pixels: Vec<f32> =
-        keys.iter().flat_map(|key| formula::uniform(&key.to_string(), LEN, 0.0, 1.0)).collect();
-    let images = ImageBatch::new(&pixels, SIDE, SIDE).unwrap();
-    let classes: Vec<u32> = keys.iter().map(|&key| key as u32 % 2).collect();
-    let noise = |image: usize, repeat, len| noise::noise(seed, keys[image], repeat, len);
-    let mut ticks = 0;
-    let mut tick = || {
-        ticks += 1;
-        Ok(())
-    };
-    let scores = scoring.scores(images, &classes, &noise, &classify, &mut tick).unwrap();
-    assert_eq!(scoring.evaluations(keys.len()), ticks);
-    scores
-}
-
-#[track_caller]
-fn assert_close(expected: &[f32], got: &[f32]) {
-    assert_eq!(expected.len(), got.len());
-    for (a, b) in expected.iter().zip(got) {
-        assert!((a - b).abs() <= 1e-5 * a.abs(), "expected {expected:?}, got {got:?}");
-    }
-}
-
-#[test]
-fn a_score_depends_on_neither_batch_nor_order() {
-    let keys: Vec<u64> = (0..N_IMAGES as u64).collect();
-    for space in [Space::Image, Space::Feature, Space::Logit] {
-        // Room for two images with their repeats and both branches, for all of them, for less than one.
-        for batch in [12, 64, 5] {
-            let whole = scores(&keys, 0, batch, space);
-            assert!(whole.iter().all(|score| score.is_finite() && *score > 0.0), "{whole:?}");
-            let one = |&key: &u64| scores(&[key], 0, batch, space);
-            assert_eq!(whole, keys.iter().flat_map(one).collect::<Vec<f32>>(), "one by one");
-            let reversed: Vec<u64> = keys.iter().rev().copied().collect();
-            let mut backwards = scores(&reversed, 0, batch, space);
-            backwards.reverse();
-            assert_eq!(whole, backwards, "in reverse order");
-        }
-    }
-}
-
-#[test]
-fn the_size_of_an_evaluation_changes_rounding_alone() {
-    let whole = scores(&[0, 1, 2], 0, 64, Space::Image);
-    for batch in [1, 7, 12] {
-        assert_close(&whole, &scores(&[0, 1, 2], 0, batch, Space::Image));
-    }
-}
-
-#[test]
-fn the_seed_changes_every_score() {
-    let [one, two] = [0, 1].map(|seed| scores(&[0, 1, 2], seed, 64, Space::Image));
-    assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() > 1e-4), "{one:?} {two:?}");
-}
-
-#[test]
-fn no_images_have_no_scores() {
-    assert!(scores(&[], 0, 64, Space::Logit).is_empty());
-}
 
 fn params(json: &str) -> Result<Params> {
     let params: Params = oodbench_sdk::serde_json::from_str(json)?;
@@ -106,11 +12,12 @@ fn params(json: &str) -> Result<Params> {
 
 #[test]
 fn the_last_timestep_is_compared_with_the_first_by_default() {
-    let compared = |json: &str| params(json).unwrap().compared();
-    assert_eq!(compared("{}"), [0, 360]);
-    assert_eq!(compared(r#"{"mode": "local"}"#), [240, 360]);
-    assert_eq!(compared(r#"{"mode": "local", "change": 1}"#), [0, 120]);
-    assert_eq!(compared(r#"{"change": 2}"#), [0, 240]);
+    let compared = |json: &str| params(json).unwrap().readout().change.pair();
+    assert_eq!(compared("{}"), [0, 3]);
+    assert_eq!(compared(r#"{"mode": "local"}"#), [2, 3]);
+    assert_eq!(compared(r#"{"mode": "local", "change": 1}"#), [0, 1]);
+    assert_eq!(compared(r#"{"change": 2}"#), [0, 2]);
+    assert_eq!(compared(r#"{"timesteps": [10, 20]}"#), [0, 1]);
 }
 
 #[test]
@@ -143,17 +50,13 @@ fn the_network_must_be_given() {
     assert_eq!(both, file(Some("/assets/config")));
 }
 
-/// The scores that the worked example states, by the example classifier: seed 0, and the index
-/// of an image as its key.
-#[test]
-fn the_worked_example_has_its_scores() {
+/// The scores of the worked example's images, by its classifier: seed 0, and the index of an image
+/// as its key. One row for each readout.
+fn example_scores(params: &Params, readouts: &[Readout]) -> Vec<f32> {
     let example = DiffOod::info().example.0;
-    let json = oodbench_sdk::serde_json::to_string(&example.params).unwrap();
-    let params = params(&json).unwrap();
-    assert_eq!(params.origin(&|_| unreachable!()).unwrap(), Origin::Untrained);
     let n_classes = example.head_weight.len();
     let loaded = network::untrained(SIDE, n_classes, &Device::Cpu).unwrap();
-    let classify = |images: ImageBatch<'_>| {
+    let classify = |images: Images<'_>| {
         let mut outputs = Outputs::default();
         for image in images.values().chunks_exact(LEN) {
             let channels = image.chunks_exact(LEN / 3);
@@ -168,26 +71,61 @@ fn the_worked_example_has_its_scores() {
         Ok(outputs)
     };
     let scoring = Scoring {
-        denoiser: Denoiser {
-            model: loaded.model.as_ref(),
-            schedule: &loaded.schedule,
-            method: params.method,
-            steps: params.steps,
-            beta: params.beta,
-            batch: params.batch,
-            device: &Device::Cpu,
-        },
-        compared: params.compared(),
+        denoiser: params.denoiser(&loaded, &Device::Cpu),
+        timesteps: &params.timesteps,
         repeats: params.repeats,
-        space: params.space,
     };
     let pixels = example.batch.images.concat();
-    let images = ImageBatch::new(&pixels, SIDE, SIDE).unwrap();
+    let images = Images::new(&pixels, (SIDE, SIDE)).unwrap();
     let logits = classify(images).unwrap().logits;
     let classes: Vec<u32> = logits.chunks_exact(n_classes).map(predicted).collect();
     let noise = |image: usize, repeat, len| noise::noise(0, image as u64, repeat, len);
-    let scores = scoring.scores(images, &classes, &noise, &classify, &mut || Ok(())).unwrap();
-    for (got, expected) in scores.iter().zip(&example.scores) {
+    scoring.scores(images, &classes, &noise, readouts, &classify, &mut || Ok(())).unwrap()
+}
+
+fn example_params() -> Params {
+    let example = DiffOod::info().example.0;
+    params(&oodbench_sdk::serde_json::to_string(&example.params).unwrap()).unwrap()
+}
+
+#[test]
+fn the_worked_example_has_its_scores() {
+    let params = example_params();
+    assert_eq!(params.origin(&|_| unreachable!()).unwrap(), Origin::Untrained);
+    let scores = example_scores(&params, &[params.readout()]);
+    for (got, expected) in scores.iter().zip(&DiffOod::info().example.0.scores) {
         assert!((got - expected).abs() < 1e-3 * expected, "{scores:?}");
     }
+}
+
+#[test]
+fn every_method_and_convention_scores() {
+    let base = example_params();
+    let mut seen: Vec<Vec<f32>> = Vec::new();
+    for method in Method::ALL {
+        for indexing in [Indexing::Reference, Indexing::Aligned] {
+            let params = Params { method, indexing, ..base.clone() };
+            let scores = example_scores(&params, &[params.readout()]);
+            assert!(scores.iter().all(|x| x.is_finite() && *x > 0.0), "{method}: {scores:?}");
+            assert!(!seen.contains(&scores), "{method} and {indexing:?}");
+            seen.push(scores);
+        }
+    }
+}
+
+#[test]
+fn what_a_score_is_read_off_with_is_marked() {
+    let marked: Vec<String> = described()
+        .iter()
+        .map(|param| format!("{param:?}"))
+        .filter(|text| text.contains("readout: true"))
+        .collect();
+    assert_eq!(marked.len(), 3, "{marked:?}");
+}
+
+#[test]
+fn errors_of_the_host_come_back_as_they_were() {
+    let err = Error::parameter("x", "y", "z");
+    assert_eq!(plain(DenoiseError::Caller(err.clone().into())), err);
+    assert_eq!(plain(DenoiseError::Caller("other".into())).to_string(), "other");
 }

@@ -1,7 +1,6 @@
 //! `train embedded`: draws the digits and trains the two networks on them.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,14 +8,16 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use oodbench_datasets::glyphs::{self, GlyphSet, IMAGE_SIDE, N_CLASSES, Part};
 use oodbench_diffusion::checkpoint::{NET_KEY, SCHEDULE_KEY};
-use oodbench_diffusion::train::train_diffusion;
+use oodbench_diffusion::train::{Recipe as DiffusionSettings, train_diffusion};
 use oodbench_nn::checkpoint::StateDict;
 use oodbench_nn::classifier::Classifier;
 use oodbench_nn::examples::{Augmentation, Examples, batch};
 use oodbench_nn::train::train_classifier;
+use oodbench_record::write_atomically;
 
+use super::progress::{duration, say};
 use super::recipe::Recipe;
-use super::weights::{Metadata, to_bytes, write_atomically};
+use super::weights::{Metadata, to_bytes};
 use super::{EmbeddedArgs, NetworkName};
 
 pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
@@ -50,11 +51,6 @@ pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Progress is talk: it goes to stderr, and a closed stderr does not stop a training.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 fn is_made_by(path: &Path, hash: &str) -> bool {
@@ -171,8 +167,8 @@ fn diffusion(recipe: &Recipe, hash: &str, checkpoint: &Path, device: &Device) ->
         &part.net,
         &part.schedule,
         &train,
-        &part.recipe,
-        Some(checkpoint),
+        &DiffusionSettings::from(&part.recipe),
+        Some((checkpoint, &serde_json::json!({ "recipe": hash }))),
         device,
         |report| {
             steps += 1;
@@ -197,16 +193,6 @@ fn diffusion(recipe: &Recipe, hash: &str, checkpoint: &Path, device: &Device) ->
     to_bytes(&tensors, &metadata)
 }
 
-/// Seconds for people.
-fn duration(seconds: f64) -> String {
-    let seconds = seconds.max(0.0) as u64;
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s:02} s"),
-        (h, m, _) => format!("{h} h {m:02} min"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,7 +209,9 @@ mod tests {
         recipe.classifier.recipe.batch_size = 8;
         recipe.diffusion.recipe.steps = 2;
         recipe.diffusion.recipe.batch_size = 4;
-        let NetConfig::Ddim(net) = &mut recipe.diffusion.net;
+        let NetConfig::Ddim(net) = &mut recipe.diffusion.net else {
+            panic!("the recipe trains another network");
+        };
         net.ch_mult = vec![1, 1];
         recipe
     }
@@ -296,10 +284,5 @@ mod tests {
         assert!(files[0].metadata()["val_accuracy"].parse::<f64>().unwrap() > 0.97);
         let expected = [recipe.classifier_hash().unwrap(), recipe.diffusion_hash().unwrap()];
         assert_eq!(load(files), expected);
-    }
-
-    #[test]
-    fn durations_are_read_at_a_glance() {
-        assert_eq!([5.0, 65.0, 7300.0].map(duration), ["5 s", "1 min 05 s", "2 h 01 min"]);
     }
 }

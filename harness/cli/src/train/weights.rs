@@ -15,10 +15,8 @@
 //! | `steps` | diffusion | how many training steps |
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 
@@ -52,30 +50,11 @@ pub(crate) fn to_bytes(tensors: &BTreeMap<String, Tensor>, metadata: &Metadata) 
     Ok(bytes)
 }
 
-/// Writes a file as a whole or not at all.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::Builder::new().prefix(".weights-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // A temporary file is its owner's alone; weights are as public as other files.
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("write weights `{}`", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use oodbench_nn::checkpoint::StateDict;
+    use std::path::Path;
 
     #[test]
     fn a_file_comes_back_with_its_text_and_rounded_weights() {
@@ -90,17 +69,5 @@ mod tests {
         let read = vb.get((2, 2), "fc.weight").unwrap().flatten_all().unwrap();
         let rounded = [0.5, -0.1, 3.0, 1e-3].map(|value| f16::from_f32(value).to_f32());
         assert_eq!(read.to_vec1::<f32>().unwrap(), rounded);
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_written_leaves_the_old_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        write_atomically(&path, b"old").unwrap();
-        write_atomically(&path, b"new").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        let err = write_atomically(&path.join("b"), b"").unwrap_err().to_string();
-        assert!(err.contains("write weights"), "{err}");
     }
 }

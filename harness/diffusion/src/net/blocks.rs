@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_nn::ops::softmax;
-use oodbench_nn::kernels::{Activation, silu};
+use oodbench_nn::kernels::{Activation, add, attention, conv2d, silu, upsample_2x};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
 use rand::RngExt;
 
@@ -38,12 +37,7 @@ pub(super) fn dropout(xs: Tensor, p: f64, pass: &mut Pass<'_>) -> Result<Tensor>
     if p <= 0.0 {
         return Ok(xs);
     }
-    let scale = (1.0 / (1.0 - p)) as f32;
-    let mask: Vec<f32> = (0..xs.elem_count())
-        .map(|_| if rng.random::<f32>() < p as f32 { 0.0 } else { scale })
-        .collect();
-    let mask = Tensor::from_vec(mask, xs.shape(), xs.device())?;
-    xs * mask
+    oodbench_nn::dropout::dropout(&xs, p, rng.random())
 }
 
 /// Normalise, SiLU, convolve; add the time embedding; again; plus the input.
@@ -90,14 +84,13 @@ impl ResnetBlock {
         temb: &Tensor,
         pass: &mut Pass<'_>,
     ) -> Result<Tensor> {
-        let hs = self.conv1.forward(&self.norm1.forward(xs, Activation::Silu)?)?;
-        let temb = self.temb_proj.forward(temb)?.unsqueeze(2)?.unsqueeze(3)?;
-        let hs = hs.broadcast_add(&temb)?;
+        let hs = self.norm1.forward(xs, Activation::Silu)?;
+        let hs = self.conv1.forward_shifted(&hs, &self.temb_proj.forward(temb)?)?;
         let hs = dropout(self.norm2.forward(&hs, Activation::Silu)?, self.dropout, pass)?;
         let hs = self.conv2.forward(&hs)?;
         match &self.nin_shortcut {
-            Some(conv) => conv.forward(xs)? + hs,
-            None => xs + hs,
+            Some(conv) => add(&conv.forward(xs)?, &hs),
+            None => add(xs, &hs),
         }
     }
 }
@@ -127,13 +120,13 @@ impl AttnBlock {
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = xs.dims4()?;
         let hs = self.norm.forward(xs, Activation::Identity)?;
-        let q = self.q.forward(&hs)?.flatten_from(2)?; // [B, C, HW]
-        let k = self.k.forward(&hs)?.flatten_from(2)?; // [B, C, HW]
-        let v = self.v.forward(&hs)?.flatten_from(2)?; // [B, C, HW]
-        let scores = (q.transpose(1, 2)?.contiguous()?.matmul(&k)? * (channels as f64).powf(-0.5))?;
-        let weights = softmax(&scores, 2)?; // [B, HW of q, HW of k]
-        let hs = v.matmul(&weights.transpose(1, 2)?)?; // [B, C, HW of q]
-        xs + self.proj_out.forward(&hs.reshape(((), channels, height, width))?)?
+        // Queries, keys and values from one product.
+        let parts = [&self.q, &self.k, &self.v];
+        let weights = Tensor::cat(&parts.map(Conv2d::weight), 0)?;
+        let biases: Vec<&Tensor> = parts.iter().filter_map(|conv| conv.bias()).collect();
+        let qkv = conv2d(&hs, &weights, Some(&Tensor::cat(&biases, 0)?), 1, 0)?; // [B, 3 C, H, W]
+        let hs = attention(&qkv.flatten_from(2)?, (channels as f64).powf(-0.5))?; // [B, C, HW]
+        add(xs, &self.proj_out.forward(&hs.reshape(((), channels, height, width))?)?)
     }
 }
 
@@ -176,22 +169,12 @@ impl Upsample {
     }
 
     pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let xs = upsample_nearest(xs)?;
+        let xs = upsample_2x(xs)?;
         match &self.conv {
             Some(conv) => conv.forward(&xs),
             None => Ok(xs),
         }
     }
-}
-
-/// Each pixel becomes 2x2. Written as a broadcast, because the gradient of candle's own
-/// upsampling overwrites what other branches have added.
-fn upsample_nearest(xs: &Tensor) -> Result<Tensor> {
-    let (batch, channels, height, width) = xs.dims4()?;
-    xs.reshape((batch, channels, height, 1, width, 1))?
-        .broadcast_as((batch, channels, height, 2, width, 2))?
-        .contiguous()?
-        .reshape((batch, channels, 2 * height, 2 * width))
 }
 
 /// The two linear layers of a time embedding, with SiLU between them.

@@ -6,20 +6,21 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use oodbench_nn::kernels::{Activation, silu};
+use oodbench_nn::kernels::{Activation, cat_channels, silu};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{
     AttnBlock, Downsample, ResnetBlock, TimeMlp, Upsample, normalise, timestep_embedding,
 };
-use super::{EpsModel, Pass};
+use super::{EpsModel, NetConfigError, Pass};
 
 /// Sizes of the network; names and meanings are those of the reference's configuration files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct DdimConfig {
-    /// `simple`: no learned variance.
+    /// `simple`, or `bayesian`: then the file holds a `logvar` for each of 1000 steps, which
+    /// nothing reads.
     #[serde(rename = "type", default = "simple")]
     pub kind: String,
     /// Side of the images.
@@ -37,7 +38,7 @@ pub struct DdimConfig {
     pub attn_resolutions: Vec<usize>,
     /// Fraction of activations dropped in training.
     pub dropout: f64,
-    /// Read and kept for the reference's files; the detection does not sample the variance.
+    /// Without effect: no sampler here draws noise of a variance. `fixedlarge` or `fixedsmall`.
     #[serde(default = "fixed_large")]
     pub var_type: String,
     pub resamp_with_conv: bool,
@@ -50,6 +51,9 @@ fn simple() -> String {
 fn fixed_large() -> String {
     "fixedlarge".to_owned()
 }
+
+/// Steps that the reference learns a variance for, whatever its schedule says.
+const LOGVAR_STEPS: usize = 1000;
 
 struct Level {
     blocks: Vec<ResnetBlock>,
@@ -87,7 +91,10 @@ impl DdimUNet {
     /// # Errors
     /// A configuration that makes no network, or a tensor that is missing or has another shape.
     pub fn new(config: &DdimConfig, vb: VarBuilder) -> Result<Self> {
-        config.check()?;
+        config.check().map_err(candle_core::Error::wrap)?;
+        if config.kind == "bayesian" {
+            vb.get_with_hints(LOGVAR_STEPS, "logvar", Init::Const(0.0))?;
+        }
         let ch = config.ch;
         let temb_ch = 4 * ch;
         let n_levels = config.ch_mult.len();
@@ -180,19 +187,40 @@ impl DdimUNet {
 }
 
 impl DdimConfig {
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> std::result::Result<(), NetConfigError> {
+        let fail = |key, message| Err(NetConfigError { key, message });
         let n_levels = self.ch_mult.len();
-        if n_levels == 0 || self.num_res_blocks == 0 || self.ch == 0 {
-            candle_core::bail!("`ch_mult`, `num_res_blocks` and `ch` must not be empty or 0");
+        let positive = [
+            ("in_channels", self.in_channels),
+            ("out_ch", self.out_ch),
+            ("ch", self.ch),
+            ("num_res_blocks", self.num_res_blocks),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return fail(key, "expected at least 1, got 0".to_owned());
+            }
         }
-        if self.kind != "simple" {
-            candle_core::bail!("`type` expected `simple`, got `{}`", self.kind);
+        if n_levels == 0 || self.ch_mult.contains(&0) {
+            let got = &self.ch_mult;
+            return fail("ch_mult", format!("expected at least one multiple from 1, got {got:?}"));
         }
-        if !self.image_size.is_multiple_of(1 << (n_levels - 1)) {
-            candle_core::bail!(
-                "`image_size` expected a multiple of {} for {n_levels} levels, got {}",
-                1 << (n_levels - 1),
-                self.image_size
+        if n_levels > 16 || !self.image_size.is_multiple_of(1 << (n_levels - 1)) {
+            let got = self.image_size;
+            let message = format!("expected to be halved {} times, got {got}", n_levels - 1);
+            return fail("image_size", message);
+        }
+        if !["simple", "bayesian"].contains(&self.kind.as_str()) {
+            return fail("type", format!("expected `simple` or `bayesian`, got `{}`", self.kind));
+        }
+        if !["fixedlarge", "fixedsmall"].contains(&self.var_type.as_str()) {
+            let got = &self.var_type;
+            return fail("var_type", format!("expected `fixedlarge` or `fixedsmall`, got `{got}`"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return fail(
+                "dropout",
+                format!("expected at least 0 and below 1, got {}", self.dropout),
             );
         }
         Ok(())
@@ -237,7 +265,7 @@ impl EpsModel for DdimUNet {
         for (level, upsample) in &self.up {
             for i in 0..level.blocks.len() {
                 let skip = skips.pop().expect("as many skips as blocks on the way up");
-                hs = level.forward(i, &Tensor::cat(&[&hs, &skip], 1)?, &temb, pass)?;
+                hs = level.forward(i, &cat_channels(&hs, &skip)?, &temb, pass)?;
             }
             if let Some(upsample) = upsample {
                 hs = upsample.forward(&hs)?;
@@ -257,4 +285,76 @@ impl EpsModel for DdimUNet {
 
 fn last(skips: &[Tensor]) -> &Tensor {
     skips.last().expect("the input convolution is always there")
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use oodbench_nn::formula;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A small network with some keys exchanged.
+    fn config(changes: &Value) -> DdimConfig {
+        let mut config = json!({
+            "image_size": 16, "num_classes": 10, "in_channels": 3, "out_ch": 3, "ch": 32,
+            "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.1,
+            "resamp_with_conv": true,
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        serde_json::from_value(config).unwrap()
+    }
+
+    /// Eight values, evenly spaced over the output, from DiffOOD's `Model` (commit 1c87ba0) on the
+    /// same weights, PyTorch on the CPU.
+    fn check(changes: Value, expected: [f32; 8]) {
+        let vb = formula::var_builder(Default::default());
+        let model = DdimUNet::new(&config(&changes), vb).unwrap();
+        let xs = formula::normal("xs", 2 * 768);
+        let x = Tensor::from_vec(xs, (2, 3, 16, 16), &Device::Cpu).unwrap();
+        let t = Tensor::new(&[3f32, 999.0], &Device::Cpu).unwrap();
+        let y = Tensor::new(&[1u32, 10], &Device::Cpu).unwrap();
+        let y = (model.n_classes() > 0).then_some(&y);
+        let ours = model.eps(&x, &t, y, Pass::Sample).unwrap();
+        let ours: Vec<f32> = ours.flatten_all().unwrap().to_vec1().unwrap();
+        for (i, expected) in expected.iter().enumerate() {
+            let ours = ours[i * (ours.len() - 1) / 7];
+            assert!((ours - expected).abs() < 2e-5, "{changes}: {ours} {expected}");
+        }
+    }
+
+    #[test]
+    fn noise_is_that_of_the_reference() {
+        check(
+            json!({"resamp_with_conv": false, "type": "bayesian"}),
+            [0.243011, -0.223332, -0.25539, 0.331263, 0.157966, -0.173597, -0.311483, -0.344461],
+        );
+        check(
+            json!({"ch_mult": [1, 2, 3], "attn_resolutions": [16, 4], "num_res_blocks": 2}),
+            [-0.026821, -0.005108, -0.86908, -0.406789, -0.309011, -0.412639, -1.430897, -0.129098],
+        );
+        check(
+            json!({"ch_mult": [2], "attn_resolutions": [], "num_classes": 0, "ch": 64}),
+            [0.02953, -0.007323, 0.077025, 0.668774, -1.232105, 0.412863, -0.33327, -0.260377],
+        );
+        check(
+            json!({"ch_mult": [3, 1, 2], "num_res_blocks": 3, "attn_resolutions": [4, 8]}),
+            [0.317283, 0.358689, 0.345521, -0.110774, 0.339987, 0.124987, 0.782832, -0.039931],
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_makes_no_network_names_its_key() {
+        let check = |changes: Value, expected: &str| {
+            assert_eq!(config(&changes).check().unwrap_err().to_string(), expected);
+        };
+        check(json!({"type": "sync"}), "`type` expected `simple` or `bayesian`, got `sync`");
+        check(json!({"image_size": 15}), "`image_size` expected to be halved 1 times, got 15");
+        check(json!({"ch_mult": []}), "`ch_mult` expected at least one multiple from 1, got []");
+        check(json!({"ch": 0}), "`ch` expected at least 1, got 0");
+        check(json!({"dropout": 1.0}), "`dropout` expected at least 0 and below 1, got 1");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod ddim;
+mod iddpm;
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -9,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use ddim::{DdimConfig, DdimUNet};
+pub use iddpm::{IddpmConfig, IddpmUNet};
 
 /// Whether a forward pass trains the network or uses it.
 pub enum Pass<'a> {
@@ -43,30 +45,75 @@ pub enum NetConfig {
     /// The U-Net of Ho et al. as the DDIM code writes it.
     #[serde(rename = "DDIM")]
     Ddim(DdimConfig),
+    /// The U-Net of Nichol and Dhariwal.
+    #[serde(rename = "iDDPM")]
+    Iddpm(IddpmConfig),
+}
+
+/// A configuration that makes no network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` {message}")]
+pub struct NetConfigError {
+    /// The key that is wrong.
+    pub key: &'static str,
+    /// What was expected, and what it says.
+    pub message: String,
 }
 
 impl NetConfig {
     /// Builds the network on the variables of `vb`.
+    ///
+    /// # Errors
+    /// A configuration that makes no network, or a tensor that is missing or has another shape.
     pub fn build(&self, vb: VarBuilder) -> Result<Box<dyn EpsModel>> {
         match self {
             Self::Ddim(config) => Ok(Box::new(DdimUNet::new(config, vb)?)),
+            Self::Iddpm(config) => Ok(Box::new(IddpmUNet::new(config, vb)?)),
         }
     }
 
-    pub fn n_classes(&self) -> usize {
-        let Self::Ddim(config) = self;
-        config.num_classes
+    /// Whether the configuration makes a network.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn check(&self) -> std::result::Result<(), NetConfigError> {
+        match self {
+            Self::Ddim(config) => config.check(),
+            Self::Iddpm(config) => config.check(),
+        }
     }
 
+    /// Classes of a conditional network, 0 for an unconditional one.
+    pub fn n_classes(&self) -> usize {
+        match self {
+            Self::Ddim(config) => config.num_classes,
+            Self::Iddpm(config) => config.num_classes,
+        }
+    }
+
+    /// Side of the images that it is trained on.
     pub fn image_size(&self) -> usize {
-        let Self::Ddim(config) = self;
-        config.image_size
+        match self {
+            Self::Ddim(config) => config.image_size,
+            Self::Iddpm(config) => config.image_size,
+        }
+    }
+
+    /// Fraction of activations dropped in training.
+    pub fn dropout(&self) -> f64 {
+        match self {
+            Self::Ddim(config) => config.dropout,
+            Self::Iddpm(config) => config.dropout,
+        }
     }
 
     /// What the side of an image must be a multiple of, so that every level halves it evenly. The
     /// network is convolutional: it runs on other sizes than it was trained on, if not as well.
     pub fn side_multiple(&self) -> usize {
-        let Self::Ddim(config) = self;
-        1 << config.ch_mult.len().saturating_sub(1)
+        let n_levels = match self {
+            Self::Ddim(config) => config.ch_mult.len(),
+            Self::Iddpm(config) => config.channel_mult.len(),
+        };
+        1 << n_levels.saturating_sub(1)
     }
 }

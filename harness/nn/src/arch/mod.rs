@@ -5,6 +5,7 @@
 //! every depth and width; [`Architecture`] is the list of families.
 
 mod densenet;
+mod pyramidnet;
 mod resnet;
 mod resnet_cifar;
 mod wrn;
@@ -82,6 +83,9 @@ pub enum Architecture {
     ResNetCifar { blocks: usize, width: usize, projection: bool },
     /// DenseNet for 32x32 images, three dense blocks.
     DenseNet { layers: usize, growth: usize, stem: usize, bottleneck: bool, halving: bool },
+    /// PyramidNet, whose width grows by `alpha` from 16 over three stages for 32x32 images, or from
+    /// 64 over four stages for 224x224 images; `blocks` ends with 0 in the former case.
+    PyramidNet { blocks: [usize; 4], alpha: usize, bottleneck: bool },
     /// Wide ResNet with `depth = 6 n + 4`.
     Wrn { blocks: usize, widen: usize },
 }
@@ -95,6 +99,11 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ),
     ("densenet", "DenseNet-BC for 32x32 images; depth and growth are read off the weights"),
     ("wrn", "Wide ResNet; depth and width are read off the weights"),
+    (
+        "pyramidnet164_a200",
+        "PyramidNet for 32x32 images, DiffOOD's second discriminator; depth and alpha are read off \
+         the weights",
+    ),
     ("resnet18_224x224", "torchvision's ResNet-18"),
     ("resnet50", "torchvision's ResNet-50"),
 ];
@@ -113,10 +122,19 @@ impl Architecture {
             Self::DenseNet { layers, growth, stem, bottleneck, halving } => Box::new(
                 densenet::DenseNet::new(layers, growth, stem, bottleneck, halving, n_classes, vb)?,
             ),
+            Self::PyramidNet { blocks, alpha, bottleneck } => {
+                Box::new(pyramidnet::PyramidNet::new(blocks, alpha, bottleneck, n_classes, vb)?)
+            }
             Self::Wrn { blocks, widen } => {
                 Box::new(wrn::WideResNet::new(blocks, widen, n_classes, vb)?)
             }
         })
+    }
+
+    /// The PyramidNet for 32x32 images with a name such as `pyramidnet164_a200`, or
+    /// `pyramidnet110_a48_basic` for one without bottlenecks.
+    pub fn pyramidnet(name: &str) -> Option<Self> {
+        pyramidnet::named(name)
     }
 
     /// The key prefix of the last linear layer.
@@ -128,6 +146,7 @@ impl Architecture {
     pub fn is_named(&self, name: &str) -> bool {
         let family = match self {
             Self::DenseNet { .. } => "densenet",
+            Self::PyramidNet { .. } => "pyramidnet",
             Self::Wrn { .. } => "wrn",
             _ => return self.to_string() == name,
         };
@@ -165,6 +184,12 @@ impl Architecture {
         if blocks[..3].contains(&0) {
             return None;
         }
+        if has("bn_final.weight") {
+            let bottleneck = has("layer1.0.conv3.weight");
+            let last = shapes.get("bn_final.weight")?.first()?;
+            let alpha = (last / if bottleneck { 4 } else { 1 }).checked_sub(stem_out)?;
+            return Some(Self::PyramidNet { blocks, alpha, bottleneck });
+        }
         if blocks[3] == 0 {
             let projection = has("layer2.0.shortcut.0.weight");
             return Some(Self::ResNetCifar { blocks: blocks[0], width: stem_out, projection });
@@ -197,6 +222,12 @@ impl fmt::Display for Architecture {
             Self::DenseNet { layers, growth, bottleneck, .. } => {
                 let convs = if bottleneck { 2 * layers } else { layers };
                 write!(f, "densenet{}-{growth}", 3 * convs + 4)
+            }
+            Self::PyramidNet { blocks, alpha, bottleneck } => {
+                let depth = if bottleneck { 3 } else { 2 } * blocks.iter().sum::<usize>() + 2;
+                write!(f, "pyramidnet{depth}_a{alpha}")?;
+                f.write_str(if bottleneck { "" } else { "_basic" })?;
+                f.write_str(if blocks[3] > 0 { "_224x224" } else { "" })
             }
             Self::Wrn { blocks, widen } => write!(f, "wrn{}-{widen}", 6 * blocks + 4),
         }
@@ -233,6 +264,12 @@ mod tests {
                 16,
             ),
             (
+                Architecture::PyramidNet { blocks: [1, 1, 1, 0], alpha: 12, bottleneck: false },
+                "pyramidnet8_a12_basic",
+                32,
+                28,
+            ),
+            (
                 Architecture::ResNet224 { blocks: [3, 4, 6, 3], bottleneck: true },
                 "resnet50",
                 64,
@@ -249,7 +286,8 @@ mod tests {
             assert_eq!(outputs.features.dims(), [2, features], "{name}");
             let mut taken: Vec<String> = taps.into_taken().into_keys().collect();
             let mut names = network.layer_names();
-            (taken.sort(), names.sort());
+            taken.sort();
+            names.sort();
             assert_eq!(taken, names);
         }
     }

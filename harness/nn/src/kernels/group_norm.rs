@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::activation::silu_slope;
-use super::simd::{sigmoid, vectorised};
+use super::simd::{sigmoid, statistics, sum_and_product, vectorised};
 use super::{f32_slice, is_cpu_f32};
 
 /// What follows the normalisation.
@@ -60,34 +60,6 @@ struct GroupNorm {
     groups: usize,
     eps: f64,
     activation: Activation,
-}
-
-/// Mean and inverse standard deviation of a slice, summed in `f64`.
-fn statistics(xs: &[f32], eps: f64) -> (f32, f32) {
-    // Eight lanes, so that the loop vectorises and the sum stays accurate.
-    let mut sums = [0.0f64; 8];
-    let mut squares = [0.0f64; 8];
-    vectorised(
-        #[inline(always)]
-        || {
-            let chunks = xs.chunks_exact(8);
-            for &x in chunks.remainder() {
-                sums[0] += f64::from(x);
-                squares[0] += f64::from(x) * f64::from(x);
-            }
-            for chunk in chunks {
-                for lane in 0..8 {
-                    let x = f64::from(chunk[lane]);
-                    sums[lane] += x;
-                    squares[lane] += x * x;
-                }
-            }
-        },
-    );
-    let n = xs.len() as f64;
-    let mean = sums.iter().sum::<f64>() / n;
-    let variance = (squares.iter().sum::<f64>() / n - mean * mean).max(0.0);
-    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
 }
 
 /// Sizes of one call: a group is `channels_a_group` planes of `plane` elements.
@@ -239,11 +211,9 @@ impl CustomOp3 for GroupNormGradient {
                             }
                         },
                     );
-                    let (mut channel_sum, mut channel_dot) = (0.0f64, 0.0f64);
-                    for (&g, &x) in target.iter().zip(&xs[at]) {
-                        channel_sum += f64::from(g);
-                        channel_dot += f64::from(g * ((x - mean) * inv_std));
-                    }
+                    let (channel_sum, of_xs) = sum_and_product(target, &xs[at]);
+                    // The sum of g (x - mean) / std.
+                    let channel_dot = (of_xs - f64::from(mean) * channel_sum) * f64::from(inv_std);
                     bias_grad[channel] = channel_sum as f32;
                     weight_grad[channel] = channel_dot as f32;
                     sum += channel_sum * f64::from(weight[channel]);

@@ -6,15 +6,21 @@
 //! split by shape alone and partial sums are added in a fixed order.
 
 mod activation;
+mod arrange;
+mod attention;
 mod conv;
-mod gemm;
 mod group_norm;
+mod micro;
 mod pool;
+mod scratch;
+mod shared;
 mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use activation::{Then, scale_shift, silu};
+pub use arrange::{add, cat_channels, upsample_2x};
+pub use attention::attention;
 pub use conv::conv2d;
 pub use group_norm::{Activation, group_norm};
 pub use pool::max_pool_3x3_stride_2;

@@ -1,4 +1,4 @@
-//! Element-wise loops compiled for the widest vectors that the machine has.
+//! Element-wise loops and sums, compiled for the widest vectors that the machine has.
 
 /// Runs `f` compiled for the instruction set found at run time. Whatever `f` calls must be
 /// inlined into it, or it stays at the baseline of the target.
@@ -13,6 +13,25 @@ pub(super) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
         }
     }
     pulp::Arch::new().dispatch(Call(f))
+}
+
+/// Copies one slice to another of the same length. The lengths that rows of small images have are
+/// copied in place, where `copy_from_slice` would call a function.
+#[inline(always)]
+pub(super) fn copy(from: &[f32], to: &mut [f32]) {
+    #[inline(always)]
+    fn fixed<const N: usize>(from: &[f32], to: &mut [f32]) {
+        let from: Option<&[f32; N]> = from.first_chunk();
+        if let (Some(from), Some(to)) = (from, to.first_chunk_mut()) {
+            *to = *from;
+        }
+    }
+    match (from.len(), to.len()) {
+        (32, 32) => fixed::<32>(from, to),
+        (16, 16) => fixed::<16>(from, to),
+        (8, 8) => fixed::<8>(from, to),
+        _ => to.copy_from_slice(from),
+    }
 }
 
 /// The logistic function, `1 / (1 + exp(-x))`.
@@ -46,6 +65,79 @@ pub(super) fn exp(x: f32) -> f32 {
     // which does not vectorise.
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     value * f32::from_bits(exponent << 23)
+}
+
+/// The sum of many values, in `f64`. Eight lanes, so that the loop vectorises; their number and so
+/// the order of the sum is the same on every machine.
+pub(super) fn sum_f64(xs: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    vectorised(
+        #[inline(always)]
+        || {
+            let (chunks, rest) = xs.as_chunks::<8>();
+            for chunk in chunks {
+                for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                    *lane += f64::from(x);
+                }
+            }
+            for (lane, &x) in lanes.iter_mut().zip(rest) {
+                *lane += f64::from(x);
+            }
+        },
+    );
+    lanes.iter().sum()
+}
+
+/// Mean and inverse standard deviation of a slice, summed in `f64`.
+pub(super) fn statistics(xs: &[f32], eps: f64) -> (f32, f32) {
+    // Eight lanes, so that the loop vectorises and the sum stays accurate.
+    let mut sums = [0.0f64; 8];
+    let mut squares = [0.0f64; 8];
+    vectorised(
+        #[inline(always)]
+        || {
+            let chunks = xs.chunks_exact(8);
+            for &x in chunks.remainder() {
+                sums[0] += f64::from(x);
+                squares[0] += f64::from(x) * f64::from(x);
+            }
+            for chunk in chunks {
+                for lane in 0..8 {
+                    let x = f64::from(chunk[lane]);
+                    sums[lane] += x;
+                    squares[lane] += x * x;
+                }
+            }
+        },
+    );
+    let n = xs.len() as f64;
+    let mean = sums.iter().sum::<f64>() / n;
+    let variance = (squares.iter().sum::<f64>() / n - mean * mean).max(0.0);
+    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
+}
+
+/// The sum of `a`, and of `a * b`, in `f64`.
+pub(super) fn sum_and_product(a: &[f32], b: &[f32]) -> (f64, f64) {
+    let (mut sums, mut products) = ([0.0f64; 8], [0.0f64; 8]);
+    vectorised(
+        #[inline(always)]
+        || {
+            let (a, a_rest) = a.as_chunks::<8>();
+            let (b, b_rest) = b.as_chunks::<8>();
+            for (a, b) in a.iter().zip(b) {
+                for lane in 0..8 {
+                    let a = f64::from(a[lane]);
+                    sums[lane] += a;
+                    products[lane] += a * f64::from(b[lane]);
+                }
+            }
+            for (&a, &b) in a_rest.iter().zip(b_rest) {
+                sums[0] += f64::from(a);
+                products[0] += f64::from(a) * f64::from(b);
+            }
+        },
+    );
+    (sums.iter().sum(), products.iter().sum())
 }
 
 #[cfg(test)]

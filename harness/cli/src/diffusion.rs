@@ -1,0 +1,217 @@
+//! What `sample` and `interpolate` have in common: the network, the sampler, the progress, and
+//! pictures in files.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use clap::Args;
+use indicatif::HumanDuration;
+use oodbench_datasets::{Progress, embedded};
+use oodbench_diffusion::checkpoint::{Given, LoadedModel, load};
+use oodbench_diffusion::picture::{Picture, PictureError};
+use oodbench_diffusion::sampler::{Indexing, Method, Sampler, TOLERANCE};
+use oodbench_engine::EngineError;
+use oodbench_engine::text::chain;
+use oodbench_nn::checkpoint::StateDict;
+
+use crate::environment as env;
+use crate::exit::{Failure, SETUP, UNFORESEEN, WRITE_FAILED};
+use crate::observer::{ProgressMode, Talk};
+
+/// The network that is used when none is named.
+const EMBEDDED: &str = "glyphs/diffusion.safetensors";
+
+/// Time between two lines of progress.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The diffusion network and how it is asked.
+#[derive(Debug, Args)]
+pub(crate) struct DiffusionArgs {
+    /// The diffusion network: safetensors of ours, or the reference's .ckpt [default: that of the
+    /// embedded benchmark].
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// `Model` and `Schedule` of weights that do not describe themselves: TOML, JSON, or the
+    /// reference's YAML.
+    #[arg(long, value_name = "FILE", requires = "weights")]
+    config: Option<PathBuf>,
+    /// The sampler: DDIM, PNDM2, PNDM4, NDM1, NDM4 or PF.
+    #[arg(long, value_name = "NAME", default_value = "PNDM4")]
+    method: Method,
+    /// Steps that the whole schedule is sampled with; PF chooses its own.
+    #[arg(long, value_name = "N", default_value = "50", value_parser = positive)]
+    steps: usize,
+    /// Which state of the sampler an image is in: `reference` as the authors have it, one step too
+    /// early, or `aligned`. NDM1, NDM4 and PF know but one.
+    #[arg(long, value_name = "NAME", default_value = "reference", value_parser = indexing)]
+    indexing: Indexing,
+    /// The error that PF allows in a step, absolute and relative.
+    #[arg(long, value_name = "NUMBER", default_value_t = TOLERANCE)]
+    tolerance: f64,
+    /// Images in one evaluation of the network, both branches of a guidance counted.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
+    pub(crate) batch_size: usize,
+    /// Where to compute: cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    /// How many threads to use [default: all].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: ProgressMode,
+}
+
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|&n: &usize| n > 0);
+    number.ok_or_else(|| "expected a number from 1".to_owned())
+}
+
+pub(crate) fn indexing(text: &str) -> Result<Indexing, String> {
+    serde_json::from_value(text.into()).map_err(|_| "expected `reference` or `aligned`".to_owned())
+}
+
+/// A network that is ready to be asked.
+pub(crate) struct Network<'a> {
+    args: &'a DiffusionArgs,
+    pub(crate) loaded: LoadedModel,
+    pub(crate) device: Device,
+}
+
+impl DiffusionArgs {
+    /// Sets up threads and the talk.
+    pub(crate) fn begin(&self) -> Result<Steps, Failure> {
+        if !(self.tolerance.is_finite() && self.tolerance > 0.0) {
+            let message =
+                format!("`--tolerance` expected a positive number, got {}", self.tolerance);
+            return Err(Failure::usage(message, None));
+        }
+        env::restart_without_candles_threads();
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.unwrap_or_else(env::threads))
+            .build_global()
+            .map_err(|error| anyhow::Error::from(error).context("start threads"))?;
+        Ok(Steps::new(self.progress))
+    }
+
+    /// Reads the network and checks the sampler against its schedule.
+    pub(crate) fn load(&self, steps: &Steps) -> Result<Network<'_>, Failure> {
+        let device = oodbench_nn::device::device(&self.device).map_err(EngineError::from)?;
+        let given = match &self.config {
+            Some(path) => Given::read(path).map_err(|error| setup(&error))?,
+            None => Given::default(),
+        };
+        let file = match &self.weights {
+            Some(path) => StateDict::open(path),
+            None => {
+                let bytes = embedded(EMBEDDED).ok_or_else(|| {
+                    anyhow::anyhow!("the program was built without its network `{EMBEDDED}`")
+                })?;
+                StateDict::from_bytes(bytes, Path::new(EMBEDDED))
+            }
+        };
+        let file = file.map_err(|error| setup(&error))?;
+        let loaded = load(&file, &given, &device).map_err(|error| setup(&error))?;
+        let of_schedule = loaded.schedule.steps();
+        if self.steps > of_schedule {
+            let message = format!(
+                "`--steps` expected at most {of_schedule}, those of the schedule, got {}",
+                self.steps
+            );
+            return Err(Failure::usage(message, None));
+        }
+        if self.method.wants_linear_schedule() && !loaded.schedule.is_linear() {
+            steps.talk.line(&format!(
+                "warning: {} is written for a linear schedule; of this one it heeds the first and \
+                 the last beta alone, as the reference does",
+                self.method
+            ));
+        }
+        Ok(Network { args: self, loaded, device })
+    }
+}
+
+impl Network<'_> {
+    pub(crate) fn sampler(&self) -> Sampler<'_> {
+        let args = self.args;
+        Sampler {
+            indexing: args.indexing,
+            tolerance: args.tolerance,
+            ..Sampler::new(&self.loaded.schedule, args.method, args.steps)
+        }
+    }
+}
+
+/// What is missing or broken.
+fn setup(error: &dyn std::error::Error) -> Failure {
+    Failure { message: chain(error), hint: None, code: SETUP }
+}
+
+/// How far the evaluations of a network are: a bar on a terminal, a line now and then elsewhere.
+pub(crate) struct Steps {
+    pub(crate) talk: Talk,
+    mode: ProgressMode,
+    work: Option<Work>,
+}
+
+struct Work {
+    what: &'static str,
+    total: usize,
+    done: usize,
+    start: Instant,
+    last_line: Instant,
+}
+
+impl Steps {
+    fn new(mode: ProgressMode) -> Self {
+        Self { talk: Talk::new(mode, false), mode, work: None }
+    }
+
+    /// Work of `total` evaluations begins.
+    pub(crate) fn begin(&mut self, what: &'static str, total: usize) {
+        // Elsewhere than on a terminal the talk would call them images.
+        if self.talk.has_bar() {
+            self.talk.begin(what, total as u64);
+        }
+        let start = Instant::now();
+        self.work = Some(Work { what, total, done: 0, start, last_line: start });
+    }
+
+    /// One evaluation more is about to be done.
+    pub(crate) fn tick(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        if work.last_line.elapsed() >= LINE_EVERY && work.done > 0 {
+            work.last_line = Instant::now();
+            if !self.talk.has_bar() && self.mode != ProgressMode::None {
+                let each = work.start.elapsed().as_secs_f64() / work.done as f64;
+                let left = each * work.total.saturating_sub(work.done) as f64;
+                let (what, done, total) = (work.what, work.done, work.total);
+                let left = HumanDuration(Duration::from_secs_f64(left));
+                self.talk.line(&format!("{what}: {done} of {total} evaluations, {left} left"));
+            }
+        }
+        work.done += 1;
+        self.talk.advance(1);
+    }
+
+    /// The work is over; seconds that it took.
+    pub(crate) fn end(&mut self) -> f64 {
+        self.talk.end();
+        self.work.take().map_or(0.0, |work| work.start.elapsed().as_secs_f64())
+    }
+}
+
+/// Writes a picture, under its name only when it is whole.
+pub(crate) fn write(picture: &Picture, path: &Path) -> Result<(), Failure> {
+    let png = picture.png().map_err(|error| no_picture(&error))?;
+    oodbench_record::write_atomically(path, &png).map_err(|error| Failure {
+        message: chain(&error),
+        hint: None,
+        code: WRITE_FAILED,
+    })
+}
+
+pub(crate) fn no_picture(error: &PictureError) -> Failure {
+    Failure { message: chain(error), hint: None, code: UNFORESEEN }
+}

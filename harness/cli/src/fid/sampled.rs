@@ -1,0 +1,72 @@
+//! A sample of a diffusion network as a set, measured as it is made.
+
+use oodbench_diffusion::fid::Moments;
+use oodbench_diffusion::picture::{Picture, Range};
+use oodbench_diffusion::sample::{Classes, Request, sample};
+use oodbench_engine::text::chain;
+use oodbench_nn::inception::{N_FEATURES, Pixels};
+
+use super::FidArgs;
+use super::set::Network;
+use crate::diffusion::Steps;
+use crate::exit::{Failure, SETUP};
+
+/// The features of `count` images, rounded to 8 bits as `oodbench sample` writes them: the
+/// distance is that of its PNG files.
+pub(super) fn sampled(
+    inception: &Network,
+    args: &FidArgs,
+    count: usize,
+    steps: &mut Steps,
+) -> Result<Moments, Failure> {
+    if !args.beta.is_finite() {
+        let message = format!("`--beta` expected a finite number, got {}", args.beta);
+        return Err(Failure::usage(message, None));
+    }
+    let network = args.diffusion.load(steps)?;
+    let request = Request {
+        model: network.loaded.model.as_ref(),
+        sampler: network.sampler(),
+        images: 0..count,
+        seed: args.seed,
+        classes: Classes::Random,
+        beta: args.beta,
+        batch: args.diffusion.batch_size,
+        device: &network.device,
+    };
+    let mut moments = Moments::new(N_FEATURES);
+    // A failure of ours on its way through the sampler, which takes any error for the caller's.
+    let mut failed = None;
+    steps.begin("sample", request.evaluations());
+    let outcome = sample(
+        &request,
+        &mut || {
+            steps.tick();
+            Ok(())
+        },
+        &mut |samples| {
+            let pictures = Picture::each(&samples.images, Range::Unit)?;
+            let pixels: Vec<Pixels<'_>> = pictures.iter().map(pixels).collect();
+            inception.gather(&pixels, &mut moments).map_err(|failure| {
+                let message = failure.message.clone();
+                failed = Some(failure);
+                message.into()
+            })
+        },
+    );
+    let seconds = steps.end();
+    match (outcome, failed) {
+        (Ok(()), _) => {}
+        (Err(_), Some(failure)) => return Err(failure),
+        (Err(error), None) => {
+            return Err(Failure { message: chain(&error), hint: None, code: SETUP });
+        }
+    }
+    let speed = count as f64 / seconds;
+    steps.talk.note(&format!("{count} samples in {seconds:.1} s, {speed:.2} a second"));
+    Ok(moments)
+}
+
+fn pixels(picture: &Picture) -> Pixels<'_> {
+    Pixels { width: picture.width(), height: picture.height(), rgb: picture.pixels() }
+}

@@ -1,0 +1,159 @@
+//! `train diffusion`: a noise-prediction network on images, by the reference's recipe.
+
+mod run;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use oodbench_datasets::Role;
+use oodbench_diffusion::config::Config;
+use oodbench_diffusion::sampler::Method;
+use oodbench_diffusion::schedule::ScheduleConfig;
+use oodbench_diffusion::train::{DiffusionTraining, Recipe};
+use oodbench_nn::examples::Examples;
+use serde_json::{Value, json};
+
+use self::run::Run;
+use super::folder::{Start, TrainFolder, write_failed};
+use super::images::{Images, Places};
+use super::progress::TrainTalk;
+use super::tensorboard::EventFile;
+use crate::exit::Failure;
+use crate::observer::{ProgressMode, Talk};
+
+/// Options of `train diffusion`.
+#[derive(Debug, Args)]
+pub(crate) struct DiffusionArgs {
+    /// The configuration: TOML, or a YAML file of DiffOOD's own code.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The folder with the images.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data: PathBuf,
+    /// Train on the training images of this benchmark instead of `Dataset.name`.
+    #[arg(long, value_name = "NAME|FILE")]
+    benchmark: Option<String>,
+    /// The folder of the training [default: runs/train/NAME, as the configuration is named].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on from the folder's checkpoint, or from a `train.ckpt` of DiffOOD's own code.
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    restart: Option<Option<PathBuf>>,
+    /// Where to train: `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+    /// The seed of everything random.
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: u64,
+    /// Stop after so many steps in all [default: `Train.epoch` passes].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
+    /// Save every N steps [default: every 2500 steps, and every ten minutes].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: Option<u64>,
+    /// Keep the weights every N steps; 0 for never.
+    #[arg(long, value_name = "N", default_value = "20000")]
+    weights_every: u64,
+    /// Denoise eight images every N steps; 0 for never.
+    #[arg(long, value_name = "N", default_value = "200")]
+    validate_every: u64,
+    /// The sampler for that: DDIM, PNDM2, PNDM4, NDM1, NDM4 or PF.
+    #[arg(long, value_name = "METHOD", default_value = "DDIM")]
+    method: Method,
+    /// How many steps it would take for the whole schedule.
+    #[arg(long, value_name = "N", default_value = "50")]
+    sample_step: usize,
+    /// Write scalars every N steps; a line is said every fifth time.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]
+    log_every: u64,
+    /// The folder for prepared images [default: ~/.cache/oodbench].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: ProgressMode,
+}
+
+pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
+    let config = Config::read(&args.config).map_err(super::configuration)?;
+    let net = config.model().map_err(super::configuration)?.clone();
+    let recipe = Recipe::from_config(&config, args.seed).map_err(super::configuration)?;
+    let schedule = config.schedule();
+    let device = super::device(&args.device)?;
+    let start = Start::typed(args.restart.as_ref());
+    let folder = TrainFolder::open(&super::out(args.out.as_deref(), &args.config), &start)?;
+    let images = images(args, &config)?;
+    let configuration = configuration(&config, &schedule, args.seed, &images)?;
+    let mut training = DiffusionTraining::new(&net, &schedule, &images, &recipe, &device)?;
+    match &start {
+        Start::New => {}
+        Start::GoOn => drop(training.load(&folder.checkpoint(), &configuration)?),
+        Start::From(path) => super::reference::adopt(&mut training, path)?,
+    }
+    let end = args.steps.map_or(training.total_steps(), |n| n.min(training.total_steps()));
+    let mut run = Run {
+        args,
+        net,
+        schedule,
+        configuration,
+        talk: TrainTalk::new(args.progress, training.step_count(), end, 5 * args.log_every),
+        events: EventFile::create(&folder.path("tensorboard"), training.step_count())
+            .map_err(|error| write_failed(&folder.path("tensorboard"), &error))?,
+        folder,
+        saved: Instant::now(),
+        images_a_step: recipe.batch_size as u64 * recipe.accumulate,
+    };
+    run.begin(&start, &training, images.len(), end)?;
+    run.train(&mut training, end)
+}
+
+fn images(args: &DiffusionArgs, config: &Config) -> Result<Images, Failure> {
+    let places = Places::new(&args.data, args.cache.as_deref())?;
+    let talk = Talk::new(args.progress, false);
+    let side = config.dataset.as_ref().and_then(|dataset| dataset.image_size);
+    if let Some(benchmark) = &args.benchmark {
+        let images = places.of_benchmark(benchmark, Role::IdTrain, side, &talk)?;
+        return images.ok_or_else(|| {
+            Failure::usage(format!("benchmark `{benchmark}` has no training images"), None)
+        });
+    }
+    let name = config.dataset().map_err(super::configuration)?.name.as_deref();
+    let name = name.ok_or_else(|| {
+        let message = format!("read configuration `{}`: no `Dataset.name`", args.config.display());
+        Failure::usage(message, Some("or train on a benchmark's images: `--benchmark`".into()))
+    })?;
+    places.of_dataset(name, side, &talk)
+}
+
+/// What the course of a training follows from, under the names that the user knows: all but how
+/// long it goes on, and what has no effect.
+fn configuration(
+    config: &Config,
+    schedule: &ScheduleConfig,
+    seed: u64,
+    images: &Images,
+) -> Result<Value, Failure> {
+    let value = || -> serde_json::Result<Value> {
+        let mut train = serde_json::to_value(&config.train)?;
+        for key in ["epoch", "batch_size", "num_classes"] {
+            if let Some(train) = train.as_object_mut() {
+                train.remove(key);
+            }
+        }
+        let (dataset, batch_size) = (config.dataset.as_ref(), config.batch_size().ok());
+        Ok(json!({
+            "Dataset": {
+                "batch_size": batch_size,
+                "random_flip": dataset.is_none_or(|dataset| dataset.random_flip),
+                "content": images.content(),
+            },
+            "Model": config.model,
+            "Schedule": schedule,
+            "Train": train,
+            "Optim": config.optim,
+            "seed": seed,
+        }))
+    };
+    value().map_err(|error| anyhow::Error::from(error).context("describe the training").into())
+}

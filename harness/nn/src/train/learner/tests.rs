@@ -1,0 +1,109 @@
+//! Tests of the gradient step and of checkpoints, on four numbers.
+
+use super::*;
+use crate::train::gradients::Alone;
+use candle_core::Device;
+use candle_nn::Init;
+
+const RULE: Rule =
+    Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, amsgrad: false };
+
+/// A learner of one variable, and the variable.
+fn learner() -> (Learner, Tensor) {
+    let variables = Variables::new(3, &Device::Cpu);
+    let hint = Init::Randn { mean: 0.0, stdev: 1.0 };
+    let x = variables.builder().get_with_hints(4, "x", hint).unwrap();
+    (Learner::new(variables, RULE, Some(0.9)).unwrap(), x)
+}
+
+fn loss(x: &Tensor, target: f64) -> Tensor {
+    (x - target).unwrap().sqr().unwrap().sum_all().unwrap()
+}
+
+fn step(learner: &mut Learner, x: &Tensor) {
+    let target = learner.step() as f64;
+    learner.backward(&loss(x, target), Some(1.0), &mut Alone).unwrap();
+    learner.update(0.1).unwrap();
+}
+
+fn weights(learner: &Learner) -> [Vec<f32>; 2] {
+    let average = learner.average().unwrap().unwrap();
+    [&learner.weights().unwrap()["x"], &average["x"]].map(|t| t.to_vec1().unwrap())
+}
+
+#[test]
+fn a_training_that_was_stopped_goes_on_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.safetensors");
+    let configuration = serde_json::json!({"optim": {"lr": 0.1}});
+    let (mut whole, x) = learner();
+    (0..2).for_each(|_| step(&mut whole, &x));
+    let more = Text::from([("best".to_owned(), "7".to_owned())]);
+    whole.save(&path, &configuration, more.clone()).unwrap();
+    let (mut resumed, y) = learner();
+    assert_eq!(resumed.load(&path, &configuration).unwrap(), more);
+    assert_eq!(resumed.step(), 2);
+    for (learner, x) in [(&mut whole, &x), (&mut resumed, &y)] {
+        (0..2).for_each(|_| step(learner, x));
+    }
+    assert_eq!(weights(&whole), weights(&resumed));
+}
+
+#[test]
+fn another_configuration_is_refused_by_its_first_difference() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.safetensors");
+    let (learned, _) = learner();
+    let saved = serde_json::json!({"optim": {"lr": 0.1}, "seed": 1});
+    learned.save(&path, &saved, Text::new()).unwrap();
+    let other = serde_json::json!({"optim": {"lr": 0.2}, "seed": 1});
+    let err = learner().0.load(&path, &other).unwrap_err();
+    assert!(err.to_string().contains("`optim.lr` expected 0.1"), "{err}");
+    assert!(err.hint().is_some());
+    tensor_file::write(&path, &Text::new(), Vec::new()).unwrap();
+    let err = learner().0.load(&path, &saved).unwrap_err().to_string();
+    assert!(err.contains("expected a checkpoint"), "{err}");
+}
+
+#[test]
+fn micro_batches_make_the_step_of_one_batch() {
+    let (mut one, x) = learner();
+    one.backward(&loss(&x, 1.0), None, &mut Alone).unwrap();
+    one.update(0.1).unwrap();
+    let (mut many, y) = learner();
+    for _ in 0..4 {
+        many.backward(&(loss(&y, 1.0) / 4.0).unwrap(), None, &mut Alone).unwrap();
+    }
+    many.update(0.1).unwrap();
+    assert_eq!(weights(&one), weights(&many));
+}
+
+#[test]
+fn the_gradients_of_every_backward_pass_can_be_reduced() {
+    struct Twice(Vec<String>);
+    impl Reduce for Twice {
+        fn reduce(&mut self, gradients: &mut Gradients) -> candle_core::Result<()> {
+            for (name, gradient) in gradients.iter_mut() {
+                self.0.push(name.to_owned());
+                *gradient = (&*gradient * 2.0)?;
+            }
+            Ok(())
+        }
+    }
+    let (mut learner, x) = learner();
+    let mut twice = Twice(Vec::new());
+    learner.backward(&loss(&x, 1.0), None, &mut twice).unwrap();
+    let (sum, _) = learner.sum.as_ref().unwrap();
+    let got = sum.iter().next().unwrap().1.to_vec1::<f32>().unwrap();
+    let expected: Vec<f32> = x.to_vec1::<f32>().unwrap().iter().map(|x| 4.0 * (x - 1.0)).collect();
+    assert_eq!(got, expected);
+    assert_eq!(twice.0, ["x"]);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_ends_the_training() {
+    let (mut learner, x) = learner();
+    let loss = (loss(&x, 1.0) * f64::INFINITY).unwrap();
+    let err = learner.backward(&loss, Some(1.0), &mut Alone).unwrap_err();
+    assert!(matches!(err, TrainError::NotFinite { step: 0, .. }), "{err}");
+}
