@@ -62,7 +62,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<u8
             options.python.display()
         ));
     }
-    println!("median of {}, {threads} threads, batch {}", options.repeats, options.batch);
+    println!("median of {}, threads {threads}, batch {}", options.repeats, options.batch);
     println!("{:<22}{:>10}{:>10}{:>8}{:>11}", "", "ours", "PyTorch", "ratio", "difference");
     let mut agree = true;
     for (task, title) in TASKS {
@@ -219,10 +219,14 @@ fn largest_difference(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> anyhow::Result<
         let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let variance = b.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
         let differences = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
-        differences.fold(0.0, |most: f64, x| if x > most || x.is_nan() { x } else { most })
-            / variance.sqrt()
+        differences.fold(0.0, most) / variance.sqrt()
     };
-    Ok(ours.iter().zip(theirs).map(off).reduce(f64::max))
+    Ok(ours.iter().zip(theirs).map(off).reduce(most))
+}
+
+/// The larger of two, where a NaN is larger than anything.
+fn most(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 #[cfg(test)]
@@ -234,6 +238,9 @@ mod tests {
         let off = |a: &[f32], b: &[f32]| largest_difference(&[a.to_vec()], &[b.to_vec()]).unwrap();
         assert_eq!(off(&[1.0, 3.5], &[1.0, 3.0]), Some(0.5));
         assert!(off(&[f32::NAN, 3.0], &[1.0, 3.0]).unwrap().is_nan());
+        let (good, bad) = (vec![1.0, 3.0], vec![f32::NAN, 3.0]);
+        let two = largest_difference(&[bad, good.clone()], &[good.clone(), good]).unwrap();
+        assert!(two.unwrap().is_nan());
         assert_eq!(largest_difference(&[], &[]).unwrap(), None);
         assert!(largest_difference(&[vec![0.0]], &[]).is_err());
     }

@@ -140,10 +140,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
         return Ok(DONE);
     }
     let start = Instant::now();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads).build_global();
-    if let Err(error) = pool {
-        return Err(anyhow::Error::from(error).context("start threads").into());
-    }
+    env::start_threads(request.threads)?;
     let summary = bench(&request, &catalogue, &worker, &talk)?;
     talk.note(&format!(
         "{} cells scored, {} kept, {} failed, in {:.1} s\n",
@@ -198,7 +195,7 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
             .clone()
             .or_else(|| config.device.clone())
             .unwrap_or_else(|| "cpu".into()),
-        threads: number(args.threads, config.threads).unwrap_or_else(env::threads).max(1),
+        threads: number(args.threads, config.threads).unwrap_or_else(env::threads),
         seed: args.seed.or(config.seed).unwrap_or(0),
         limit: number(args.limit, config.limit),
         search: args.aps || config.aps,

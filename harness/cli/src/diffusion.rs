@@ -88,10 +88,7 @@ impl DiffusionArgs {
             return Err(Failure::usage(message, None));
         }
         env::restart_without_candles_threads();
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads.unwrap_or_else(env::threads))
-            .build_global()
-            .map_err(|error| anyhow::Error::from(error).context("start threads"))?;
+        env::start_threads(self.threads.unwrap_or_else(env::threads))?;
         Ok(Steps::new(self.progress))
     }
 

@@ -84,6 +84,20 @@ pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Starts the threads that this process computes with.
+pub(crate) fn start_threads(n: usize) -> Result<(), Failure> {
+    // With tens of thousands a system is busy for minutes before anything is said.
+    const MOST: usize = 1024;
+    if !(1..=MOST).contains(&n) {
+        let message = format!("`--threads` expected from 1 to {MOST}, got {n}");
+        return Err(Failure::usage(message, None));
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .build_global()
+        .map_err(|error| anyhow::Error::from(error).context("start threads").into())
+}
+
 /// Most of the machine's memory, in bytes, where the system tells.
 pub(crate) fn most_of_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -80,7 +80,7 @@ impl From<ReportError> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { message: format!("{error:#}"), hint: None, code: UNFORESEEN }
+        Self { message: chain(error.as_ref()), hint: None, code: UNFORESEEN }
     }
 }
 

@@ -1,10 +1,10 @@
 //! `oodbench train`: networks from images.
 //!
 //! `train diffusion` and `train classifier` train on images of the user's; a folder of their own
-//! holds what they leave. `train embedded` makes the two files of the embedded benchmark: the classifier and the diffusion
-//! network of `glyphs`. Images are drawn, recipe and seed are in a file, and every random number
-//! follows from the seed, so the same recipe on the same machine gives the same bytes. An
-//! interrupted training goes on from its last checkpoint.
+//! holds what they leave. `train embedded` makes the two files of the embedded benchmark: the
+//! classifier and the diffusion network of `glyphs`. Images are drawn, recipe and seed are in a
+//! file, and every random number follows from the seed, so the same recipe on the same machine
+//! gives the same bytes. An interrupted training goes on from its last checkpoint.
 
 mod classifier;
 mod diffusion;
@@ -28,6 +28,7 @@ use oodbench_nn::tensor_file::TensorFileError;
 use oodbench_nn::train::TrainError;
 
 use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, UNFORESEEN, USAGE, WRITE_FAILED};
+use crate::observer::ProgressMode;
 
 /// What to train.
 #[derive(Debug, Args)]
@@ -66,6 +67,32 @@ Examples:
   oodbench train embedded --only classifier    a few minutes
   oodbench train embedded --out /tmp/weights   leave the committed files alone")]
     Embedded(EmbeddedArgs),
+}
+
+/// Options of every training on images of the user's.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The folder with the images.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data: PathBuf,
+    /// The folder of the training [default: runs/train/NAME, as the configuration is named].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Where to train: `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+    /// The seed of everything random.
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: u64,
+    /// Write scalars every N steps; a line is said every fifth time.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]
+    log_every: u64,
+    /// The folder for prepared images [default: ~/.cache/oodbench].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: ProgressMode,
 }
 
 /// Options of `train embedded`.

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{Config, ConfigError, ScheduleSection};
 use crate::net::{EpsModel, NetConfig};
-use crate::schedule::{Schedule, ScheduleConfig};
+use crate::schedule::{Schedule, ScheduleConfig, ScheduleError};
 
 /// Where the metadata of a file keeps its [`NetConfig`] as JSON.
 pub const NET_KEY: &str = "oodbench.diffusion.net";
@@ -64,6 +64,12 @@ pub enum LoadError {
         path.display()
     )]
     Unused { path: PathBuf, key: String, more: usize },
+    #[error("load diffusion network `{}`: its schedule", path.display())]
+    Schedule {
+        path: PathBuf,
+        #[source]
+        source: ScheduleError,
+    },
     #[error("load diffusion network `{}`", path.display())]
     Network {
         path: PathBuf,
@@ -130,8 +136,9 @@ pub fn load(file: &StateDict, given: &Given, device: &Device) -> Result<LoadedMo
         (Some(schedule), _) => schedule.clone(),
         (None, schedule) => schedule.unwrap_or_default(),
     };
-    let (vb, usage) = file.builder(device);
     let path = file.path().to_owned();
+    schedule.check().map_err(|source| LoadError::Schedule { path: path.clone(), source })?;
+    let (vb, usage) = file.builder(device);
     let model = net
         .build(vb)
         .map_err(|source| LoadError::Network { path: path.clone(), source: Box::new(source) })?;
@@ -231,6 +238,18 @@ mod tests {
         assert_eq!(loaded.schedule, Schedule::new(&schedule));
         assert_eq!(eps(loaded.model.as_ref()), expected);
         assert_eq!(saved(&schedule).0, bytes, "the same weights gave other bytes");
+    }
+
+    #[test]
+    fn a_description_cannot_ask_for_any_amount_of_memory() {
+        let schedule = ScheduleConfig { diffusion_step: usize::MAX, ..Default::default() };
+        let err = load(&open(&saved(&schedule).0), &Given::default(), &Device::Cpu).err().unwrap();
+        assert!(err.to_string().contains("`a.safetensors`: its schedule"), "{err}");
+        let source = std::error::Error::source(&err).unwrap().to_string();
+        assert!(
+            source.starts_with("`diffusion_step` expected 2 to 1000000, got 18446"),
+            "{source}"
+        );
     }
 
     #[test]

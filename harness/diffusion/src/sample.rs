@@ -93,7 +93,7 @@ impl Request<'_> {
     /// How often the network is evaluated, and `tick` called; a guess for an adaptive method.
     pub fn evaluations(&self) -> usize {
         let of_one = self.sampler.evaluations(self.sampler.noise_state(), -1);
-        self.images.len().div_ceil(self.rows_at_once()) * of_one
+        self.images.len().div_ceil(self.rows_at_once()).saturating_mul(of_one)
     }
 
     /// The noise that image `number` is made of.
@@ -102,40 +102,36 @@ impl Request<'_> {
         (0..len).map(move |_| stream.next_normal() as f32)
     }
 
-    /// The class of image `number`.
-    fn class(&self, number: usize) -> Result<u32, SampleError> {
+    /// The class of image `number`, of a network that has classes.
+    fn class(&self, number: usize) -> u32 {
         let n_classes = self.model.n_classes();
-        let class = match &self.classes {
+        match &self.classes {
             Classes::Random => {
                 let mut stream = Stream::new(&format!("sample/{}/{number}/class", self.seed));
                 (stream.next_f64() * n_classes as f64) as u32
             }
-            Classes::RoundRobin => (number % n_classes.max(1)) as u32,
+            Classes::RoundRobin => (number % n_classes) as u32,
             Classes::One(class) => *class,
             Classes::Listed(classes) => classes[number - self.images.start],
-        };
-        match class as usize {
-            got if got < n_classes => Ok(class),
-            _ => Err(SampleError::Class { n_classes, got: class }),
         }
     }
 
-    fn all_classes(&self) -> Result<Vec<u32>, SampleError> {
-        if let Classes::Listed(classes) = &self.classes
-            && classes.len() != self.images.len()
-        {
-            return Err(SampleError::Listed { expected: self.images.len(), got: classes.len() });
-        }
-        if self.model.n_classes() > 0 {
-            return self.images.clone().map(|number| self.class(number)).collect();
-        }
-        match &self.classes {
-            Classes::Random | Classes::RoundRobin => Ok(Vec::new()),
-            Classes::One(got) => Err(SampleError::NoClasses { got: *got }),
-            Classes::Listed(classes) => match classes.first() {
-                Some(got) => Err(SampleError::NoClasses { got: *got }),
-                None => Ok(Vec::new()),
-            },
+    /// Refuses classes that the network does not have, before the first image is made.
+    fn check_classes(&self) -> Result<(), SampleError> {
+        let n_classes = self.model.n_classes();
+        let asked = match &self.classes {
+            Classes::Random | Classes::RoundRobin => &[],
+            Classes::One(class) => std::slice::from_ref(class),
+            Classes::Listed(classes) if classes.len() != self.images.len() => {
+                let (expected, got) = (self.images.len(), classes.len());
+                return Err(SampleError::Listed { expected, got });
+            }
+            Classes::Listed(classes) => &classes[..],
+        };
+        match asked.iter().find(|&&class| class as usize >= n_classes) {
+            Some(&got) if n_classes == 0 => Err(SampleError::NoClasses { got }),
+            Some(&got) => Err(SampleError::Class { n_classes, got }),
+            None => Ok(()),
         }
     }
 }
@@ -153,13 +149,14 @@ pub fn sample(
     tick: &mut dyn FnMut() -> Result<(), Refusal>,
     on_batch: &mut dyn FnMut(Samples) -> Result<(), Refusal>,
 ) -> Result<(), SampleError> {
-    let all_classes = request.all_classes()?;
+    request.check_classes()?;
     let mut first = request.images.start;
     while first < request.images.end {
-        let numbers = first..request.images.end.min(first + request.rows_at_once());
-        let classes = match all_classes.is_empty() {
-            true => Vec::new(),
-            false => all_classes[first - request.images.start..][..numbers.len()].to_vec(),
+        let end = first.saturating_add(request.rows_at_once());
+        let numbers = first..request.images.end.min(end);
+        let classes = match request.model.n_classes() {
+            0 => Vec::new(),
+            _ => numbers.clone().map(|number| request.class(number)).collect::<Vec<u32>>(),
         };
         let mut refusal = None;
         let mut tick = || {
@@ -225,168 +222,4 @@ fn in_unit_range(images: Tensor, first: usize) -> Result<Tensor, SampleError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::Pass;
-    use crate::sampler::Method;
-    use crate::schedule::{Schedule, ScheduleConfig};
-
-    /// Noise that depends on the state, the step, the class and nothing else.
-    struct Analytic {
-        n_classes: usize,
-        factor: f64,
-    }
-
-    impl EpsModel for Analytic {
-        fn eps(
-            &self,
-            x_t: &Tensor,
-            t: &Tensor,
-            y: Option<&Tensor>,
-            _: Pass<'_>,
-        ) -> candle_core::Result<Tensor> {
-            let shift = (t / 1000.0)?.reshape(((), 1, 1, 1))?;
-            let eps = (x_t.tanh()? * self.factor)?.broadcast_add(&shift)?;
-            match y {
-                Some(y) => {
-                    let y = (y.to_dtype(DType::F32)? * 0.05)?.reshape(((), 1, 1, 1))?;
-                    eps.broadcast_add(&y)
-                }
-                None => Ok(eps),
-            }
-        }
-
-        fn n_classes(&self) -> usize {
-            self.n_classes
-        }
-
-        fn image_size(&self) -> usize {
-            4
-        }
-    }
-
-    const CONDITIONAL: Analytic = Analytic { n_classes: 3, factor: 0.6 };
-
-    fn schedule() -> Schedule {
-        Schedule::new(&ScheduleConfig::default())
-    }
-
-    fn request<'a>(model: &'a Analytic, schedule: &'a Schedule, method: Method) -> Request<'a> {
-        Request {
-            model,
-            sampler: Sampler::new(schedule, method, 10),
-            images: 0..7,
-            seed: 5,
-            classes: Classes::Random,
-            beta: 2.0,
-            batch: 64,
-            device: &Device::Cpu,
-        }
-    }
-
-    /// All pixels and classes, and how often the network was asked.
-    fn run(request: &Request<'_>) -> Result<(Vec<f32>, Vec<u32>, usize), SampleError> {
-        let (mut pixels, mut classes, mut asked) = (Vec::new(), Vec::new(), 0);
-        sample(
-            request,
-            &mut || {
-                asked += 1;
-                Ok(())
-            },
-            &mut |samples| {
-                assert_eq!(samples.first, request.images.start + pixels.len() / 48);
-                pixels.extend(samples.images.flatten_all()?.to_vec1::<f32>()?);
-                classes.extend(samples.classes);
-                Ok(())
-            },
-        )?;
-        Ok((pixels, classes, asked))
-    }
-
-    #[test]
-    fn batch_and_shard_change_nothing() {
-        let schedule = schedule();
-        for method in [Method::Pndm4, Method::Ndm4, Method::Pf] {
-            let (pixels, classes, _) = run(&request(&CONDITIONAL, &schedule, method)).unwrap();
-            assert!(pixels.iter().all(|x| (0.0..=1.0).contains(x)));
-            for batch in [1, 5] {
-                let small = Request { batch, ..request(&CONDITIONAL, &schedule, method) };
-                assert_eq!(run(&small).unwrap().0, pixels, "{method} {batch}");
-            }
-            let shard = Request { images: 2..5, ..request(&CONDITIONAL, &schedule, method) };
-            let (part, part_classes, _) = run(&shard).unwrap();
-            assert_eq!(part, pixels[2 * 48..5 * 48]);
-            assert_eq!(part_classes, classes[2..5]);
-        }
-    }
-
-    #[test]
-    fn a_seed_gives_other_images() {
-        let schedule = schedule();
-        let one = request(&CONDITIONAL, &schedule, Method::Ddim);
-        let other = Request { seed: 6, ..request(&CONDITIONAL, &schedule, Method::Ddim) };
-        assert_ne!(run(&one).unwrap().0, run(&other).unwrap().0);
-    }
-
-    #[test]
-    fn classes_are_those_asked_for() {
-        let schedule = schedule();
-        let check = |classes: Classes, expected: &[u32]| {
-            let request = Request { classes, ..request(&CONDITIONAL, &schedule, Method::Ddim) };
-            assert_eq!(run(&request).unwrap().1, expected);
-        };
-        check(Classes::RoundRobin, &[0, 1, 2, 0, 1, 2, 0]);
-        check(Classes::One(2), &[2; 7]);
-        check(Classes::Listed(vec![1, 1, 0, 2, 0, 0, 1]), &[1, 1, 0, 2, 0, 0, 1]);
-        let many = Request { images: 0..300, ..request(&CONDITIONAL, &schedule, Method::Ddim) };
-        let drawn = run(&many).unwrap().1;
-        for class in 0..3 {
-            let count = drawn.iter().filter(|&&y| y == class).count();
-            assert!((70..130).contains(&count), "class {class} drawn {count} times of 300");
-        }
-    }
-
-    #[test]
-    fn evaluations_are_announced() {
-        let schedule = schedule();
-        for (n_classes, batch) in [(0, 1), (0, 4), (3, 4), (3, 100)] {
-            let model = Analytic { n_classes, factor: 0.6 };
-            let request = Request { batch, ..request(&model, &schedule, Method::Pndm2) };
-            assert_eq!(run(&request).unwrap().2, request.evaluations());
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_sampled_is_refused() {
-        let schedule = schedule();
-        let check = |request: Request<'_>, expected: &str| {
-            assert_eq!(run(&request).unwrap_err().to_string(), expected);
-        };
-        let ddim = |model| request(model, &schedule, Method::Ddim);
-        let classes = Classes::One(3);
-        check(Request { classes, ..ddim(&CONDITIONAL) }, "class expected below 3, got 3");
-        let classes = Classes::Listed(vec![0; 6]);
-        check(
-            Request { classes, ..ddim(&CONDITIONAL) },
-            "classes expected one for each of 7 images, got 6",
-        );
-        let plain = Analytic { n_classes: 0, factor: 0.6 };
-        let classes = Classes::One(0);
-        check(
-            Request { classes, ..ddim(&plain) },
-            "class expected none for a network without classes, got 0",
-        );
-        let mad = Analytic { n_classes: 0, factor: f64::NAN };
-        check(ddim(&mad), "image 0 expected finite pixels, got NaN");
-    }
-
-    #[test]
-    fn the_error_of_the_caller_comes_back_as_it_was() {
-        let schedule = schedule();
-        let request = request(&CONDITIONAL, &schedule, Method::Ddim);
-        let err = sample(&request, &mut || Err("enough".into()), &mut |_| Ok(())).unwrap_err();
-        assert_eq!(err.to_string(), "enough");
-        let err = sample(&request, &mut || Ok(()), &mut |_| Err("full".into())).unwrap_err();
-        assert_eq!(err.to_string(), "full");
-    }
-}
+mod tests;

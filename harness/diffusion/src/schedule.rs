@@ -60,6 +60,42 @@ impl Default for ScheduleConfig {
     }
 }
 
+/// A configuration that makes no schedule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` {message}")]
+pub struct ScheduleError {
+    /// The key that is wrong.
+    pub key: &'static str,
+    /// What was expected, and what it says.
+    pub message: String,
+}
+
+impl ScheduleConfig {
+    /// The longest schedule that is taken: it is held in memory, and a file says how long it is.
+    const MOST_STEPS: usize = 1_000_000;
+
+    /// Whether the configuration makes a schedule.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn check(&self) -> std::result::Result<(), ScheduleError> {
+        if !(2..=Self::MOST_STEPS).contains(&self.diffusion_step) {
+            let (most, got) = (Self::MOST_STEPS, self.diffusion_step);
+            let message = format!("expected 2 to {most}, got {got}");
+            return Err(ScheduleError { key: "diffusion_step", message });
+        }
+        for (key, beta) in [("beta_start", self.beta_start), ("beta_end", self.beta_end)] {
+            if !(beta > 0.0 && beta < 1.0) {
+                return Err(ScheduleError {
+                    key,
+                    message: format!("expected between 0 and 1, got {beta}"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The betas of a schedule and what follows from them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
@@ -203,6 +239,21 @@ mod tests {
         check_bits(Kind::Cosine, 400, usual, 0x680ea7ff7d5e2603, 0x73df61d8b3dbe1ef);
         check_bits(Kind::Cosine, 1000, usual, 0xef853b83b76a24eb, 0x8533413c746343d4);
         check_bits(Kind::Cosine, 4000, usual, 0x866ff18c318d352a, 0xa14d22978bfb5861);
+    }
+
+    #[test]
+    fn a_configuration_that_makes_no_schedule_names_its_key() {
+        let usual = ScheduleConfig::default();
+        assert_eq!(usual.check(), Ok(()));
+        let check = |config: ScheduleConfig, expected: &str| {
+            assert_eq!(config.check().unwrap_err().to_string(), expected);
+        };
+        for steps in [0, 1, 1_000_001] {
+            let expected = format!("`diffusion_step` expected 2 to 1000000, got {steps}");
+            check(ScheduleConfig { diffusion_step: steps, ..usual.clone() }, &expected);
+        }
+        let config = ScheduleConfig { beta_end: 1.5, ..usual };
+        check(config, "`beta_end` expected between 0 and 1, got 1.5");
     }
 
     #[test]

@@ -159,12 +159,12 @@ pub fn write_atomically(
         body(&mut out)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)
     };
-    write().inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
-    std::fs::rename(&temporary, path).map_err(failed)?;
+    write()
+        .and_then(|()| std::fs::rename(&temporary, path).map_err(failed))
+        .inspect_err(|_| drop(std::fs::remove_file(&temporary)))?;
     // The name is on the disk only when the folder is.
-    if let Some(folder) = path.parent()
-        && let Ok(folder) = File::open(folder)
-    {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
         drop(folder.sync_all());
     }
     Ok(())
@@ -380,5 +380,10 @@ mod tests {
         assert!(failing.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        // Nor does one that cannot be given its name.
+        let taken = folder.path().join("taken");
+        std::fs::create_dir_all(taken.join("full")).unwrap();
+        assert!(write(&taken, &Text::new(), Vec::new()).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

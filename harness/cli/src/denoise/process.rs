@@ -104,11 +104,7 @@ impl ProcessArgs {
             return Err(Failure::usage(message, None));
         }
         env::restart_without_candles_threads();
-        let threads = self.threads.unwrap_or_else(env::threads);
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .map_err(|error| anyhow::Error::from(error).context("start threads"))?;
+        env::start_threads(self.threads.unwrap_or_else(env::threads))?;
         Ok(Talk::new(self.progress, false))
     }
 

@@ -1,5 +1,6 @@
 //! `denoise save`: a file of denoised images for each set of a benchmark.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -98,7 +99,9 @@ fn choose(scene: &Scene<'_>, typed: &[String]) -> Result<(String, Vec<Chosen>), 
     if typed.is_empty() {
         sets.retain(|set| is_default(set.set.role));
         let chosen = |set: Located| Chosen { name: set.set.name.clone(), set };
-        return Ok((id, sets.into_iter().map(chosen).collect()));
+        let chosen: Vec<Chosen> = sets.into_iter().map(chosen).collect();
+        one_file_each(&chosen)?;
+        return Ok((id, chosen));
     }
     let mut chosen = Vec::new();
     for text in typed {
@@ -118,7 +121,20 @@ fn choose(scene: &Scene<'_>, typed: &[String]) -> Result<(String, Vec<Chosen>), 
         }
         chosen.push(Chosen { set, name: name.to_owned() });
     }
+    one_file_each(&chosen)?;
     Ok((id, chosen))
+}
+
+/// A near and a far set may have one name, and two sets may be given one.
+fn one_file_each(chosen: &[Chosen]) -> Result<(), Failure> {
+    let mut names = HashSet::new();
+    match chosen.iter().find(|chosen| !names.insert(&chosen.name)) {
+        None => Ok(()),
+        Some(Chosen { name, .. }) => Err(Failure::usage(
+            format!("files of sets expected a name each, got `{name}` twice"),
+            Some("`--set-names SET=NAME` gives the file of a set another name".to_owned()),
+        )),
+    }
 }
 
 fn one_size(packs: &[(String, Pack)]) -> Result<(usize, usize), Failure> {

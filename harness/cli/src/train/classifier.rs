@@ -18,14 +18,15 @@ use oodbench_nn::train::{Alone, ClassifierTraining, TrainError};
 use serde_json::Value;
 
 use self::file::{ClassifierFile, configuration};
-use super::folder::{Start, TrainFolder, write_failed};
+use super::RunArgs;
+use super::folder::{Start, TrainFolder};
 use super::images::{Images, Places};
 use super::progress::TrainTalk;
 use super::stop::Stop;
 use super::tensorboard::{EventFile, Summary};
 use crate::environment as env;
 use crate::exit::{DONE, Failure, OUTSTANDING};
-use crate::observer::{ProgressMode, Talk};
+use crate::observer::Talk;
 
 /// Options of `train classifier`.
 #[derive(Debug, Args)]
@@ -33,36 +34,17 @@ pub(crate) struct ClassifierArgs {
     /// The configuration, a TOML file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The folder with the images.
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data: PathBuf,
-    /// The folder of the training [default: runs/train/NAME, as the configuration is named].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
     /// Go on from the folder's checkpoint.
     #[arg(long)]
     restart: bool,
-    /// Where to train: `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
-    /// The seed of everything random.
-    #[arg(long, value_name = "N", default_value = "0")]
-    seed: u64,
     /// Stop after so many steps in all [default: `epochs` passes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Save every N steps [default: after every pass, and every ten minutes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
-    /// Write scalars every N steps; a line is said every fifth time.
-    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]
-    log_every: u64,
-    /// The folder for prepared images [default: ~/.cache/oodbench].
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-    /// How progress is shown.
-    #[arg(long, value_enum, default_value = "auto")]
-    progress: ProgressMode,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 /// The longest time between two checkpoints, if nothing else is said.
@@ -77,11 +59,11 @@ pub(super) fn run(args: &ClassifierArgs) -> Result<u8, Failure> {
         std: file.std.unwrap_or(defaults.std),
     };
     let arch = architecture(&file.arch)?;
-    let device = super::device(&args.device)?;
+    let device = super::device(&args.run.device)?;
     let start = if args.restart { Start::GoOn } else { Start::New };
-    let folder = TrainFolder::open(&super::out(args.out.as_deref(), &args.config), &start)?;
-    let places = Places::new(&args.data, args.cache.as_deref())?;
-    let talk = Talk::new(args.progress, false);
+    let folder = TrainFolder::open(&super::out(args.run.out.as_deref(), &args.config), &start)?;
+    let places = Places::new(&args.run.data, args.run.cache.as_deref())?;
+    let talk = Talk::new(args.run.progress, false);
     let images = |role| {
         let images = places.of_benchmark(&file.benchmark, role, None, &talk)?;
         images.ok_or_else(|| {
@@ -89,8 +71,8 @@ pub(super) fn run(args: &ClassifierArgs) -> Result<u8, Failure> {
         })
     };
     let (train, val) = (images(Role::IdTrain)?, images(Role::IdVal)?);
-    let configuration = configuration(&file, normalisation, args.seed, [&train, &val])?;
-    let recipe = file.recipe(args.seed);
+    let configuration = configuration(&file, normalisation, args.run.seed, [&train, &val])?;
+    let recipe = file.recipe(args.run.seed);
     let n_classes = benchmark.classes;
     let mut training =
         ClassifierTraining::new(arch, n_classes, normalisation, &train, &recipe, &device)?;
@@ -110,9 +92,8 @@ pub(super) fn run(args: &ClassifierArgs) -> Result<u8, Failure> {
         ]),
         configuration,
         val,
-        talk: TrainTalk::new(args.progress, training.step_count(), end, 5 * args.log_every),
-        events: EventFile::create(&folder.path("tensorboard"), training.step_count())
-            .map_err(|error| write_failed(&folder.path("tensorboard"), &error))?,
+        talk: TrainTalk::new(args.run.progress, training.step_count(), end, 5 * args.run.log_every),
+        events: EventFile::create(&folder.path("tensorboard"), training.step_count())?,
         folder,
         best,
         saved: Instant::now(),
@@ -166,11 +147,7 @@ impl Run<'_> {
     ) -> Result<(), Failure> {
         let step = training.step_count();
         let how = if self.args.restart { "goes on" } else { "begins" };
-        let (config, device) = (self.args.config.display(), &self.args.device);
-        let (seed, version) = (self.args.seed, env!("CARGO_PKG_VERSION"));
-        self.folder.note(&format!(
-            "step {step}: {how}, {config}, seed {seed}, {device}, oodbench {version}"
-        ))?;
+        self.folder.note_beginning(step, how, &self.args.config, &self.args.run)?;
         self.talk.note(&format!(
             "{n_images} images, {} to measure on, {} steps a pass, steps {step} to {end}, into `{}`",
             self.val.len(),
@@ -189,9 +166,9 @@ impl Run<'_> {
             let since = Instant::now();
             let report = match training.step(&mut Alone) {
                 Ok(report) => report,
-                Err(error) => return Err(self.broken(error)?),
+                Err(error) => return Err(self.folder.broken(error)?),
             };
-            if report.step.is_multiple_of(self.args.log_every) {
+            if report.step.is_multiple_of(self.args.run.log_every) {
                 let speed = report.images as f64 / report.wall_s.max(1e-9);
                 self.scalars(
                     report.step,
@@ -259,8 +236,7 @@ impl Run<'_> {
     fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), Failure> {
         let summary = |&(tag, value)| Summary::Scalar { tag, value: value as f32 };
         let summaries: Vec<Summary<'_>> = scalars.iter().map(summary).collect();
-        let path = self.folder.path("tensorboard");
-        self.events.add(step, &summaries).map_err(|error| write_failed(&path, &error))
+        self.events.add(step, &summaries)
     }
 
     /// Weights that describe themselves, for `bench --classifier FILE`.
@@ -282,15 +258,6 @@ impl Run<'_> {
         training.save(&self.folder.checkpoint(), &self.configuration, self.best.text())?;
         self.saved = Instant::now();
         Ok(())
-    }
-
-    /// A training that cannot go on: what was saved last is kept.
-    fn broken(&self, error: TrainError) -> Result<Failure, Failure> {
-        let mut failure = Failure::from(error);
-        self.folder.note(&format!("failed: {}", failure.message))?;
-        let checkpoint = self.folder.checkpoint();
-        failure.message.push_str(&format!("; `{}` is as it was", checkpoint.display()));
-        Ok(failure)
     }
 }
 

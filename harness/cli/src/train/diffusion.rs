@@ -15,12 +15,13 @@ use oodbench_nn::examples::Examples;
 use serde_json::{Value, json};
 
 use self::run::Run;
-use super::folder::{Start, TrainFolder, write_failed};
+use super::RunArgs;
+use super::folder::{Start, TrainFolder};
 use super::images::{Images, Places};
 use super::progress::TrainTalk;
 use super::tensorboard::EventFile;
 use crate::exit::Failure;
-use crate::observer::{ProgressMode, Talk};
+use crate::observer::Talk;
 
 /// Options of `train diffusion`.
 #[derive(Debug, Args)]
@@ -28,24 +29,12 @@ pub(crate) struct DiffusionArgs {
     /// The configuration: TOML, or a YAML file of DiffOOD's own code.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The folder with the images.
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data: PathBuf,
     /// Train on the training images of this benchmark instead of `Dataset.name`.
     #[arg(long, value_name = "NAME|FILE")]
     benchmark: Option<String>,
-    /// The folder of the training [default: runs/train/NAME, as the configuration is named].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
     /// Go on from the folder's checkpoint, or from a `train.ckpt` of DiffOOD's own code.
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     restart: Option<Option<PathBuf>>,
-    /// Where to train: `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
-    /// The seed of everything random.
-    #[arg(long, value_name = "N", default_value = "0")]
-    seed: u64,
     /// Stop after so many steps in all [default: `Train.epoch` passes].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
@@ -64,27 +53,20 @@ pub(crate) struct DiffusionArgs {
     /// How many steps it would take for the whole schedule.
     #[arg(long, value_name = "N", default_value = "50")]
     sample_step: usize,
-    /// Write scalars every N steps; a line is said every fifth time.
-    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]
-    log_every: u64,
-    /// The folder for prepared images [default: ~/.cache/oodbench].
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-    /// How progress is shown.
-    #[arg(long, value_enum, default_value = "auto")]
-    progress: ProgressMode,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
     let config = Config::read(&args.config).map_err(super::configuration)?;
     let net = config.model().map_err(super::configuration)?.clone();
-    let recipe = Recipe::from_config(&config, args.seed).map_err(super::configuration)?;
+    let recipe = Recipe::from_config(&config, args.run.seed).map_err(super::configuration)?;
     let schedule = config.schedule();
-    let device = super::device(&args.device)?;
+    let device = super::device(&args.run.device)?;
     let start = Start::typed(args.restart.as_ref());
-    let folder = TrainFolder::open(&super::out(args.out.as_deref(), &args.config), &start)?;
+    let folder = TrainFolder::open(&super::out(args.run.out.as_deref(), &args.config), &start)?;
     let images = images(args, &config)?;
-    let configuration = configuration(&config, &schedule, args.seed, &images)?;
+    let configuration = configuration(&config, &schedule, args.run.seed, &images)?;
     let mut training = DiffusionTraining::new(&net, &schedule, &images, &recipe, &device)?;
     match &start {
         Start::New => {}
@@ -97,9 +79,8 @@ pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
         net,
         schedule,
         configuration,
-        talk: TrainTalk::new(args.progress, training.step_count(), end, 5 * args.log_every),
-        events: EventFile::create(&folder.path("tensorboard"), training.step_count())
-            .map_err(|error| write_failed(&folder.path("tensorboard"), &error))?,
+        talk: TrainTalk::new(args.run.progress, training.step_count(), end, 5 * args.run.log_every),
+        events: EventFile::create(&folder.path("tensorboard"), training.step_count())?,
         folder,
         saved: Instant::now(),
         images_a_step: recipe.batch_size as u64 * recipe.accumulate,
@@ -109,8 +90,8 @@ pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
 }
 
 fn images(args: &DiffusionArgs, config: &Config) -> Result<Images, Failure> {
-    let places = Places::new(&args.data, args.cache.as_deref())?;
-    let talk = Talk::new(args.progress, false);
+    let places = Places::new(&args.run.data, args.run.cache.as_deref())?;
+    let talk = Talk::new(args.run.progress, false);
     let side = config.dataset.as_ref().and_then(|dataset| dataset.image_size);
     if let Some(benchmark) = &args.benchmark {
         let images = places.of_benchmark(benchmark, Role::IdTrain, side, &talk)?;

@@ -14,6 +14,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use oodbench_nn::train::TrainError;
+
+use super::RunArgs;
 use crate::exit::{Failure, SETUP, WRITE_FAILED};
 
 /// A folder that this process trains in, and no other one.
@@ -112,6 +115,29 @@ impl TrainFolder {
             file.write_all(format!("{} {line}\n", utc(SystemTime::now())).as_bytes())
         };
         write().map_err(|error| write_failed(&path, &error))
+    }
+
+    /// Notes how a training begins or goes on.
+    pub(super) fn note_beginning(
+        &self,
+        step: u64,
+        how: &str,
+        config: &Path,
+        args: &RunArgs,
+    ) -> Result<(), Failure> {
+        let (config, version) = (config.display(), env!("CARGO_PKG_VERSION"));
+        let RunArgs { seed, device, .. } = args;
+        self.note(&format!(
+            "step {step}: {how}, {config}, seed {seed}, {device}, oodbench {version}"
+        ))
+    }
+
+    /// A training that cannot go on: what was saved last is kept.
+    pub(super) fn broken(&self, error: TrainError) -> Result<Failure, Failure> {
+        let mut failure = Failure::from(error);
+        self.note(&format!("failed: {}", failure.message))?;
+        failure.message.push_str(&format!("; `{}` is as it was", self.checkpoint().display()));
+        Ok(failure)
     }
 
     /// Writes a small file as a whole.

@@ -7,11 +7,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Result, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use super::folder::write_failed;
+use crate::exit::Failure;
 
 /// An open event file.
 pub(super) struct EventFile {
+    folder: PathBuf,
     file: File,
 }
 
@@ -31,9 +35,13 @@ pub(super) enum Summary<'a> {
 }
 
 impl EventFile {
-    /// Begins a file in `folder`, which is created. After `step` steps of an earlier process its
-    /// events of later steps are disowned, since they will come again.
-    pub(super) fn create(folder: &Path, step: u64) -> Result<Self> {
+    /// Begins a file in `folder`, which is created. What earlier processes wrote of steps after
+    /// `step` is disowned, since these will come again.
+    pub(super) fn create(folder: &Path, step: u64) -> std::result::Result<Self, Failure> {
+        Self::begun(folder, step).map_err(|error| write_failed(folder, &error))
+    }
+
+    fn begun(folder: &Path, step: u64) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let time = now();
         // TensorBoard reads the files of a folder in the order of their names.
@@ -43,21 +51,23 @@ impl EventFile {
             time.subsec_nanos()
         );
         let file = OpenOptions::new().create_new(true).append(true).open(folder.join(name))?;
-        let mut events = Self { file };
+        let mut events = Self { folder: folder.to_owned(), file };
         // Field 3 of `Event` is the version of the format.
         events.event(step, |event| event.bytes(3, b"brain.Event:2"))?;
-        if step > 0 {
-            // Field 7 is a `SessionLog`, whose field 1, `status`, is START: TensorBoard drops
-            // what it has of this step and later.
-            let mut start = Message::default();
-            start.varint(1, 1);
-            events.event(step + 1, |event| event.bytes(7, &start.0))?;
-        }
+        // Field 7 is a `SessionLog`, whose field 1, `status`, is START: TensorBoard drops what it
+        // has of this step and later.
+        let mut start = Message::default();
+        start.varint(1, 1);
+        events.event(step + 1, |event| event.bytes(7, &start.0))?;
         Ok(events)
     }
 
     /// Adds what is known of a step.
-    pub(super) fn add(&mut self, step: u64, summaries: &[Summary<'_>]) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        step: u64,
+        summaries: &[Summary<'_>],
+    ) -> std::result::Result<(), Failure> {
         let mut all = Message::default();
         for summary in summaries {
             let mut value = Message::default();
@@ -79,7 +89,8 @@ impl EventFile {
             }
             all.bytes(1, &value.0);
         }
-        self.event(step, |event| event.bytes(5, &all.0))
+        let added = self.event(step, |event| event.bytes(5, &all.0));
+        added.map_err(|error| write_failed(&self.folder, &error))
     }
 
     fn event(&mut self, step: u64, what: impl FnOnce(&mut Message)) -> Result<()> {
@@ -260,9 +271,9 @@ mod tests {
         let image = Summary::Image { tag: "valid/img_p", height: 16, width: 128, png: &png };
         events.add(300, &[scalar, image]).unwrap();
         let records = records(&only_file(folder.path()));
-        assert_eq!(records.len(), 2);
+        assert_eq!(records.len(), 3);
         assert_eq!(fields(&records[0])[2], (3, b"brain.Event:2".to_vec()));
-        let event = fields(&records[1]);
+        let event = fields(&records[2]);
         assert_eq!(event[1], (2, 300u64.to_le_bytes().to_vec()));
         let summary = fields(&event[2].1);
         let [(1, scalar), (1, image)] = &summary[..] else { panic!("{summary:?}") };
@@ -278,12 +289,15 @@ mod tests {
 
     #[test]
     fn a_restart_disowns_the_steps_that_come_again() {
-        let folder = tempfile::tempdir().unwrap();
-        EventFile::create(folder.path(), 40).unwrap();
-        let records = records(&only_file(folder.path()));
-        let event = fields(&records[1]);
-        assert_eq!(event[1], (2, 41u64.to_le_bytes().to_vec()));
-        assert_eq!(event[2].0, 7);
-        assert_eq!(fields(&event[2].1), [(1, 1u64.to_le_bytes().to_vec())]);
+        // From the beginning as well: it may have been killed before its second checkpoint.
+        for step in [0, 40] {
+            let folder = tempfile::tempdir().unwrap();
+            EventFile::create(folder.path(), step).unwrap();
+            let records = records(&only_file(folder.path()));
+            let event = fields(&records[1]);
+            assert_eq!(event[1], (2, (step + 1).to_le_bytes().to_vec()));
+            assert_eq!(event[2].0, 7);
+            assert_eq!(fields(&event[2].1), [(1, 1u64.to_le_bytes().to_vec())]);
+        }
     }
 }

@@ -50,9 +50,11 @@ impl Tensors<'_> {
 
     /// Channels out of and into a convolution.
     fn kernel(&self, key: &str) -> Result<(usize, usize), LoadError> {
-        match *self.shape(key)? {
-            [c_out, c_in, _, _] if c_out > 0 => Ok((c_out, c_in)),
-            ref got => Err(self.unfit(key, "a kernel of four sizes", got)),
+        match self.shape(key)? {
+            &[c_out, c_in, height, width] if ![c_out, c_in, height, width].contains(&0) => {
+                Ok((c_out, c_in))
+            }
+            got => Err(self.unfit(key, "a kernel of four sizes", got)),
         }
     }
 
@@ -102,7 +104,10 @@ fn ddim(tensors: &Tensors<'_>, image_size: Option<usize>) -> Result<DdimConfig, 
         out_ch,
         ch,
         num_res_blocks,
-        attn_resolutions: (0..n_levels).filter(has_attention).map(|l| image_size >> l).collect(),
+        attn_resolutions: (0..n_levels)
+            .filter(has_attention)
+            .map(|level| image_size.checked_shr(level as u32).unwrap_or(0))
+            .collect(),
         ch_mult,
         dropout: 0.0,
         var_type: "fixedlarge".to_owned(),
@@ -125,7 +130,8 @@ fn iddpm(
         if tensors.has(&conv(i)) {
             if in_level == 0 {
                 if tensors.has(&format!("input_blocks.{i}.1.qkv.weight")) {
-                    attention_resolutions.push(1 << channel_mult.len());
+                    let level = channel_mult.len() as u32;
+                    attention_resolutions.push(1usize.checked_shl(level).unwrap_or(0));
                 }
                 channel_mult.push(tensors.multiple(&conv(i), model_channels)?);
             }

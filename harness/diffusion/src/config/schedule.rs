@@ -66,17 +66,7 @@ impl ScheduleSection {
     }
 
     pub(super) fn check(&self) -> Result<(), KeyError> {
-        let config = self.config();
-        if config.diffusion_step < 2 {
-            let message = format!("expected at least 2, got {}", config.diffusion_step);
-            return Err(KeyError::refused("diffusion_step", message, None));
-        }
-        for (key, beta) in [("beta_start", config.beta_start), ("beta_end", config.beta_end)] {
-            if !(beta > 0.0 && beta < 1.0) {
-                let message = format!("expected between 0 and 1, got {beta}");
-                return Err(KeyError::refused(key, message, None));
-            }
-        }
+        self.config().check().map_err(|err| KeyError::refused(err.key, err.message, None))?;
         let unsupported = [
             ("use_kl", self.use_kl, "the loss is chosen by `Train.loss_type`"),
             ("predict_xstart", self.predict_xstart, "networks predict the noise here"),

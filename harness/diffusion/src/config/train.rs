@@ -135,7 +135,10 @@ pub enum OptimizerType {
 impl OptimConfig {
     pub(super) fn check(&self) -> Result<(), KeyError> {
         positive("lr_step", Some(self.lr_step))?;
-        in_range("beta1", self.beta1, 0.0, 1.0)?;
+        if !(0.0..1.0).contains(&self.beta1) {
+            let message = format!("expected at least 0 and below 1, got {}", self.beta1);
+            return Err(KeyError::refused("beta1", message, None));
+        }
         let positives = [
             ("lr", self.lr),
             ("lr_gamma", self.lr_gamma),
@@ -149,17 +152,6 @@ impl OptimConfig {
             }
         }
         in_range("weight_decay", self.weight_decay, 0.0, f64::MAX)
-    }
-
-    /// The factor of the learning rate at a step, counted from 0: the reference's `LambdaLR`.
-    pub fn rate_factor(&self, step: usize) -> f64 {
-        if step < self.warmup {
-            step as f64 / self.warmup as f64
-        } else if self.lr_decay {
-            self.lr_gamma.powf(((step - self.warmup) / self.lr_step) as f64)
-        } else {
-            1.0
-        }
     }
 }
 

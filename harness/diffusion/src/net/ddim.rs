@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{
     AttnBlock, Downsample, ResnetBlock, TimeMlp, Upsample, normalise, timestep_embedding,
 };
+use super::check::Sizes;
 use super::{EpsModel, NetConfigError, Pass};
 
 /// Sizes of the network; names and meanings are those of the reference's configuration files.
@@ -189,39 +190,26 @@ impl DdimUNet {
 impl DdimConfig {
     pub(super) fn check(&self) -> std::result::Result<(), NetConfigError> {
         let fail = |key, message| Err(NetConfigError { key, message });
-        let n_levels = self.ch_mult.len();
-        let positive = [
-            ("in_channels", self.in_channels),
-            ("out_ch", self.out_ch),
-            ("ch", self.ch),
-            ("num_res_blocks", self.num_res_blocks),
-        ];
-        for (key, value) in positive {
-            if value == 0 {
-                return fail(key, "expected at least 1, got 0".to_owned());
-            }
+        Sizes {
+            image_size: self.image_size,
+            num_classes: self.num_classes,
+            positive: &[
+                ("in_channels", self.in_channels),
+                ("out_ch", self.out_ch),
+                ("ch", self.ch),
+                ("num_res_blocks", self.num_res_blocks),
+            ],
+            channels: self.ch,
+            multiples: ("ch_mult", &self.ch_mult),
+            dropout: self.dropout,
         }
-        if n_levels == 0 || self.ch_mult.contains(&0) {
-            let got = &self.ch_mult;
-            return fail("ch_mult", format!("expected at least one multiple from 1, got {got:?}"));
-        }
-        if n_levels > 16 || !self.image_size.is_multiple_of(1 << (n_levels - 1)) {
-            let got = self.image_size;
-            let message = format!("expected to be halved {} times, got {got}", n_levels - 1);
-            return fail("image_size", message);
-        }
+        .check()?;
         if !["simple", "bayesian"].contains(&self.kind.as_str()) {
             return fail("type", format!("expected `simple` or `bayesian`, got `{}`", self.kind));
         }
         if !["fixedlarge", "fixedsmall"].contains(&self.var_type.as_str()) {
             let got = &self.var_type;
             return fail("var_type", format!("expected `fixedlarge` or `fixedsmall`, got `{got}`"));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return fail(
-                "dropout",
-                format!("expected at least 0 and below 1, got {}", self.dropout),
-            );
         }
         Ok(())
     }
@@ -353,8 +341,13 @@ mod tests {
         };
         check(json!({"type": "sync"}), "`type` expected `simple` or `bayesian`, got `sync`");
         check(json!({"image_size": 15}), "`image_size` expected to be halved 1 times, got 15");
-        check(json!({"ch_mult": []}), "`ch_mult` expected at least one multiple from 1, got []");
-        check(json!({"ch": 0}), "`ch` expected at least 1, got 0");
+        check(json!({"image_size": 0}), "`image_size` expected 1 to 65536, got 0");
+        check(json!({"ch_mult": []}), "`ch_mult` expected 1 to 16 multiples, got 0");
+        check(json!({"ch_mult": [1, 0]}), "`ch_mult` expected multiples from 1 to 2048, got 0");
+        check(json!({"ch_mult": [2049]}), "`ch_mult` expected multiples from 1 to 2048, got 2049");
+        check(json!({"ch": 0}), "`ch` expected 1 to 65536, got 0");
+        check(json!({"ch": 65537}), "`ch` expected 1 to 65536, got 65537");
+        check(json!({"num_classes": 65537}), "`num_classes` expected at most 65536, got 65537");
         check(json!({"dropout": 1.0}), "`dropout` expected at least 0 and below 1, got 1");
     }
 }

@@ -1,6 +1,7 @@
 //! Noise-prediction networks, one file each, behind the trait [`EpsModel`].
 
 mod blocks;
+mod check;
 mod ddim;
 mod iddpm;
 

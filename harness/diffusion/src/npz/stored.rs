@@ -78,38 +78,39 @@ impl Npz {
         let size = entry.size();
         let is_stored = entry.compression() == CompressionMethod::Stored;
         let place = entry.data_start().filter(|_| is_stored);
-        let (mut file, place) = match place {
-            Some(place) => {
-                let file = File::open(&path)
-                    .map_err(|source| NpzError::Read { path: path.clone(), source });
-                (file?, place)
-            }
-            None => {
-                let mut inflate = || -> std::io::Result<File> {
-                    let mut file = tempfile::tempfile()?;
-                    std::io::copy(&mut entry, &mut file)?;
-                    Ok(file)
-                };
-                let file = inflate().map_err(|e| wrong(format!("it cannot be inflated: {e}")))?;
-                (file, 0)
-            }
-        };
-        let mut read = || -> Result<(Header, u64), String> {
+        let mut read = || -> Result<(Header, File, u64), String> {
             let damaged = |error: std::io::Error| format!("its header is damaged: {error}");
-            file.seek(SeekFrom::Start(place)).map_err(damaged)?;
-            let header = Header::read(&mut file, size)?;
-            let start = file.stream_position().map_err(damaged)?;
+            let (header, file, start) = match place {
+                Some(place) => {
+                    let mut file = File::open(&path).map_err(|error| error.to_string())?;
+                    file.seek(SeekFrom::Start(place)).map_err(damaged)?;
+                    let header = Header::read(&mut file, size)?;
+                    let start = file.stream_position().map_err(damaged)?;
+                    (header, file, start)
+                }
+                None => {
+                    // The header first: it bounds what a few bytes may grow to on the disk.
+                    let header = Header::read(&mut entry, size)?;
+                    let mut inflate = || -> std::io::Result<File> {
+                        let mut file = tempfile::tempfile()?;
+                        std::io::copy(&mut (&mut entry).take(header.n_bytes), &mut file)?;
+                        Ok(file)
+                    };
+                    let file = inflate().map_err(|e| format!("it cannot be inflated: {e}"))?;
+                    (header, file, 0)
+                }
+            };
             let length = file.metadata().map_err(damaged)?.len();
-            if start + header.n_bytes > length {
-                let got = length.saturating_sub(start);
+            let got = length.saturating_sub(start);
+            if got < header.n_bytes {
                 return Err(format!("expected {} bytes, got {got}", header.n_bytes));
             }
             if header.is_fortran_order && header.shape.len() > 1 {
                 return Err("expected the last index to run fastest, got Fortran order".to_owned());
             }
-            Ok((header, start))
+            Ok((header, file, start))
         };
-        let (header, start) = read().map_err(wrong)?;
+        let (header, file, start) = read().map_err(wrong)?;
         Ok(Stored { path, name: name.to_owned(), file, start, header })
     }
 

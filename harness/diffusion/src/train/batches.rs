@@ -21,7 +21,7 @@ impl Batches {
         }
         let an_epoch = (n_images / recipe.batch_size) as u64;
         if an_epoch < recipe.accumulate {
-            let batch = recipe.batch_size * recipe.accumulate as usize;
+            let batch = recipe.batch_size.saturating_mul(recipe.accumulate as usize);
             return Err(TrainError::TooFewImages { batch, images: n_images });
         }
         Ok(Self { an_epoch, a_step: recipe.accumulate })
@@ -34,7 +34,7 @@ impl Batches {
     pub(super) fn total_steps(&self, length: Length) -> u64 {
         match length {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => epochs * self.steps_an_epoch(),
+            Length::Epochs(epochs) => epochs.saturating_mul(self.steps_an_epoch()),
         }
     }
 
@@ -84,5 +84,6 @@ mod tests {
         assert_eq!(places(&batches, 2), [(0, 4), (1, 0), (1, 1)]);
         assert_eq!(places(&batches, 3), [(1, 2), (1, 3)]);
         assert_eq!(batches.total_steps(Length::Epochs(2)), 4);
+        assert_eq!(batches.total_steps(Length::Epochs(u64::MAX)), u64::MAX);
     }
 }

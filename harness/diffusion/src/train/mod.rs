@@ -126,9 +126,13 @@ impl<'a> DiffusionTraining<'a> {
     /// One step of the optimiser: as many backward passes as the recipe says.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite, or what the network says. Weights, optimiser and
-    /// average are those of the step before then.
+    /// A loss or gradient that is not finite, or what the network and `reduce` say. The training is
+    /// where it was before then, so that the step can be tried again.
     pub fn step(&mut self, reduce: &mut dyn Reduce) -> Result<StepReport, TrainError> {
+        self.try_step(reduce).inspect_err(|_| self.learner.discard())
+    }
+
+    fn try_step(&mut self, reduce: &mut dyn Reduce) -> Result<StepReport, TrainError> {
         let start = Instant::now();
         let step = self.learner.step();
         let noising = Noising {

@@ -5,7 +5,7 @@ use crate::config::LossType;
 use crate::sampler::Method;
 use oodbench_nn::examples::Augmentation;
 use oodbench_nn::optim::Rule;
-use oodbench_nn::train::{Fall, Rates};
+use oodbench_nn::train::{Fall, Gradients, Rates};
 
 fn recipe() -> Recipe {
     Recipe {
@@ -128,6 +128,50 @@ fn it_goes_on_bit_for_bit_with_accumulation_over_the_end_of_a_pass() {
 }
 
 #[test]
+fn the_loss_of_a_batch_is_divided_by_their_number() {
+    struct Norms(Vec<f64>);
+    impl Reduce for Norms {
+        fn reduce(&mut self, gradients: &mut Gradients) -> candle_core::Result<()> {
+            self.0.push(gradients.norm()?);
+            Ok(())
+        }
+    }
+    let examples = Checks::new();
+    let norms = |accumulate| {
+        let recipe = Recipe { batch_size: 2, accumulate, ..recipe() };
+        let mut norms = Norms(Vec::new());
+        training(&examples, &recipe).step(&mut norms).unwrap();
+        norms.0
+    };
+    let (alone, first_of_two) = (norms(1), norms(2));
+    assert_eq!((alone.len(), first_of_two.len()), (1, 2));
+    assert!((alone[0] / first_of_two[0] - 2.0).abs() < 1e-6, "{alone:?} {first_of_two:?}");
+}
+
+#[test]
+fn a_step_that_failed_can_be_tried_again() {
+    /// Fails at the second backward pass.
+    struct Once(usize);
+    impl Reduce for Once {
+        fn reduce(&mut self, _: &mut Gradients) -> candle_core::Result<()> {
+            self.0 += 1;
+            if self.0 == 2 { candle_core::bail!("a machine is gone") } else { Ok(()) }
+        }
+    }
+    let recipe = Recipe { batch_size: 2, accumulate: 2, ..recipe() };
+    let examples = Checks::new();
+    let (mut smooth, mut troubled) = (training(&examples, &recipe), training(&examples, &recipe));
+    let mut once = Once(0);
+    assert!(troubled.step(&mut once).unwrap_err().to_string().contains("a machine is gone"));
+    for training in [&mut smooth, &mut troubled] {
+        for _ in 0..2 {
+            training.step(&mut Alone).unwrap();
+        }
+    }
+    assert_eq!(flat(&smooth.weights().unwrap()), flat(&troubled.weights().unwrap()));
+}
+
+#[test]
 fn the_first_step_of_a_warm_up_moves_nothing() {
     let examples = Checks::new();
     let mut training = training(&examples, &recipe());
@@ -185,6 +229,8 @@ fn what_cannot_be_trained_is_refused() {
     assert!(err.contains("batch of 11 images, got 10"), "{err}");
     let err = refusal(&net(), &Recipe { accumulate: 3, ..recipe() });
     assert!(err.contains("batch of 12 images, got 10"), "{err}");
+    let err = refusal(&net(), &Recipe { accumulate: u64::MAX, ..recipe() });
+    assert!(err.contains("got 10"), "{err}");
     let err = refusal(&net(), &Recipe { interval: Some(1001), ..recipe() });
     assert!(err.contains("`iter_interval` expected from 1 to 1000"), "{err}");
     let mut value = serde_json::to_value(net()).unwrap();

@@ -191,13 +191,14 @@ pub(super) fn named(name: &str) -> Option<Architecture> {
         Some(alpha) => (alpha, false),
         None => (rest, true),
     };
-    let layers = depth.parse::<usize>().ok()?.checked_sub(2)?;
+    let size = |text: &str| text.parse::<usize>().ok().filter(|size| *size <= 10_000);
+    let layers = size(depth)?.checked_sub(2)?;
     let per_block = if bottleneck { 9 } else { 6 };
     if layers == 0 || !layers.is_multiple_of(per_block) {
         return None;
     }
     let n = layers / per_block;
-    Some(Architecture::PyramidNet { blocks: [n, n, n, 0], alpha: alpha.parse().ok()?, bottleneck })
+    Some(Architecture::PyramidNet { blocks: [n, n, n, 0], alpha: size(alpha)?, bottleneck })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::arch::Architecture;
 const NAMES: &str = "`resnet18_32x32`, `resnet34_32x32`, `resnet20` (depth 6n + 2), `wrn40-2` \
                      (depth 6n + 4 and width), `densenet100-12` (depth 6n + 4 and growth), \
                      `pyramidnet164_a200` (depth 9n + 2 and alpha), \
-                     `pyramidnet164_a200`, `resnet18_224x224`, `resnet34_224x224`, `resnet50`, \
+                     `resnet18_224x224`, `resnet34_224x224`, `resnet50`, \
                      `resnet101` or `resnet152`";
 
 /// The architecture of a name.
@@ -46,17 +46,13 @@ fn parse(name: &str) -> Option<Architecture> {
         return Some(Architecture::ResNet224 { blocks, bottleneck: true });
     }
     if let Some((depth, widen)) = name.strip_prefix("wrn").and_then(|rest| rest.split_once('-')) {
-        let widen = widen.parse().ok().filter(|&widen| widen > 0)?;
-        return Some(Architecture::Wrn { blocks: blocks(depth, 4, 6)?, widen });
-    }
-    if let Some(pyramidnet) = Architecture::pyramidnet(name) {
-        return Some(pyramidnet);
+        return Some(Architecture::Wrn { blocks: blocks(depth, 4, 6)?, widen: size(widen)? });
     }
     if name.starts_with("pyramidnet") {
         return Architecture::pyramidnet(name);
     }
     let (depth, growth) = name.strip_prefix("densenet")?.split_once('-')?;
-    let growth = growth.parse().ok().filter(|&growth| growth > 0)?;
+    let growth = size(growth)?;
     Some(Architecture::DenseNet {
         layers: blocks(depth, 4, 6)?,
         growth,
@@ -66,9 +62,14 @@ fn parse(name: &str) -> Option<Architecture> {
     })
 }
 
+/// A size that a network may have: a slip of the finger must not ask for all the memory there is.
+fn size(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|size| (1..=10_000).contains(size))
+}
+
 /// `n` of a depth `each * n + rest`.
 fn blocks(depth: &str, rest: usize, each: usize) -> Option<usize> {
-    let layers = depth.parse::<usize>().ok()?.checked_sub(rest)?;
+    let layers = size(depth)?.checked_sub(rest)?;
     (layers > 0 && layers.is_multiple_of(each)).then_some(layers / each)
 }
 
@@ -100,7 +101,19 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_exist_are_refused() {
-        for name in ["resnet21", "resnet18", "wrn40", "wrn41-2", "densenet-12", "vgg", "wrn4-1"] {
+        for name in [
+            "resnet21",
+            "resnet18",
+            "wrn40",
+            "wrn41-2",
+            "wrn40-0",
+            "densenet-12",
+            "densenet40-9223372036854775807",
+            "resnet6000000000002",
+            "pyramidnet9000002_a48",
+            "vgg",
+            "wrn4-1",
+        ] {
             let err = architecture(name).unwrap_err().to_string();
             assert!(err.contains(&format!("got `{name}`")), "{err}");
         }

@@ -112,7 +112,7 @@ impl<'a> ClassifierTraining<'a> {
         let variables = Variables::new(recipe.seed, device);
         let network = arch.build(n_classes, variables.builder())?;
         let steps_an_epoch = examples.len().div_ceil(recipe.batch_size) as u64;
-        let total = recipe.epochs * steps_an_epoch;
+        let total = recipe.epochs.saturating_mul(steps_an_epoch);
         let fall = Fall::Cosine { total, last: recipe.last_learning_rate };
         Ok(Self {
             examples,
@@ -135,7 +135,7 @@ impl<'a> ClassifierTraining<'a> {
 
     /// Steps of the whole training.
     pub fn total_steps(&self) -> u64 {
-        self.recipe.epochs * self.steps_an_epoch
+        self.recipe.epochs.saturating_mul(self.steps_an_epoch)
     }
 
     pub fn steps_an_epoch(&self) -> u64 {

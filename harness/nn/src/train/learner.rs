@@ -90,6 +90,11 @@ impl Learner {
         Ok(())
     }
 
+    /// Forgets the gradients since the last step, of a step that is not to be made.
+    pub fn discard(&mut self) {
+        self.sum = None;
+    }
+
     /// Moves the variables along the gradients since the last step, and the average after them.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! PyTorch's optimisers number their parameters in the order of the model's, which is the order of
 //! its state dict, since these networks have no buffers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,13 +39,17 @@ pub fn adopt(
     let step = step.as_usize().ok_or_else(|| not(format!("{} as the step", step.kind())))?;
     let model = flatten_state_dict(model)
         .map_err(|source| CheckpointError::NoStateDict { path: path.to_owned(), source })?;
-    let tensors = by_name(&model, optimiser).map_err(not)?;
+    let ByName { tensors, idle } = by_name(&model, optimiser).map_err(not)?;
     let mut average = Average { path: path.with_file_name("ema.ckpt"), file: None };
     adopt(step as u64, &mut |name: &str, shape: &[usize]| {
         if let Some(name) = name.strip_prefix("average.") {
             return average.read(name, shape);
         }
         let expected = |got: String| not(format!("{got} for `{name}` {shape:?}"));
+        let of_optimiser = name.strip_prefix("optimiser.").and_then(|name| name.split_once('.'));
+        if of_optimiser.is_some_and(|(_, parameter)| idle.contains(parameter)) {
+            return Ok(vec![0.0; shape.iter().product()]);
+        }
         let tensor = tensors.get(name).ok_or_else(|| expected("nothing".to_owned()))?;
         if tensor.shape != shape {
             return Err(expected(format!("{:?}", tensor.shape)));
@@ -54,11 +58,17 @@ pub fn adopt(
     })
 }
 
-/// Weights and moments under our names; what was found instead.
-fn by_name(
-    model: &[(String, Arc<TensorRef>)],
-    optimiser: &Value,
-) -> Result<BTreeMap<String, Arc<TensorRef>>, String> {
+/// A state under our names.
+struct ByName {
+    /// Weights and moments.
+    tensors: BTreeMap<String, Arc<TensorRef>>,
+    /// Parameters without moments: PyTorch makes these with the first gradient, so that a parameter
+    /// which the loss does not depend on has none.
+    idle: BTreeSet<String>,
+}
+
+/// The state of model and optimiser; what was found instead.
+fn by_name(model: &[(String, Arc<TensorRef>)], optimiser: &Value) -> Result<ByName, String> {
     let state =
         optimiser.get("state").and_then(Value::entries).ok_or("no state of an optimiser")?;
     let groups = optimiser.get("param_groups").and_then(Value::items).unwrap_or_default();
@@ -67,13 +77,15 @@ fn by_name(
     if count != model.len() {
         return Err(format!("an optimiser of {count} parameters for {} weights", model.len()));
     }
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut idle) = (BTreeMap::new(), BTreeSet::new());
     for (name, tensor) in model {
+        idle.insert(name.clone());
         tensors.insert(format!("model.{name}"), tensor.clone());
     }
     for (index, moments) in state {
         let at = index.as_usize().and_then(|index| model.get(index));
         let (name, _) = at.ok_or_else(|| format!("a state of {}", index.kind()))?;
+        idle.remove(name);
         let names = [
             ("exp_avg", "first"),
             ("momentum_buffer", "first"),
@@ -86,7 +98,7 @@ fn by_name(
             }
         }
     }
-    Ok(tensors)
+    Ok(ByName { tensors, idle })
 }
 
 /// `ema.ckpt`, read when it is first asked for.
@@ -127,6 +139,7 @@ mod tests {
         let vb = variables.builder();
         let b = vb.get_with_hints((2, 2), "b.weight", init::ZERO).unwrap();
         let a = vb.get_with_hints(3, "a.bias", init::ZERO).unwrap();
+        let idle = vb.get_with_hints(2, "idle", init::ZERO).unwrap();
         let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, 0.01);
         let rule = Rule::AdamW { beta1, beta2, eps, weight_decay, amsgrad: false };
         let mut learner = Learner::new(variables, rule, Some(0.9)).unwrap();
@@ -148,6 +161,7 @@ mod tests {
         check(&weights["b.weight"], &B_WEIGHT);
         check(&weights["a.bias"], &A_BIAS);
         check(&average["b.weight"], &B_AVERAGE);
+        check(&idle, &[4.0, -4.0]);
     }
 
     const B_WEIGHT: [f32; 4] = [-0.062_597_714, -0.304_877_88, 1.096_849_2, 1.594_153];

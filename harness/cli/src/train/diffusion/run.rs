@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::DiffusionArgs;
 use crate::exit::{DONE, Failure, OUTSTANDING, WRITE_FAILED};
-use crate::train::folder::{Start, TrainFolder, write_failed};
+use crate::train::folder::{Start, TrainFolder};
 use crate::train::progress::TrainTalk;
 use crate::train::stop::Stop;
 use crate::train::tensorboard::{EventFile, Summary};
@@ -54,12 +54,7 @@ impl Run<'_> {
             Start::GoOn => "goes on",
             Start::From(_) => "goes on from a checkpoint of the reference",
         };
-        let (config, device) = (self.args.config.display(), &self.args.device);
-        let version = env!("CARGO_PKG_VERSION");
-        let seed = self.args.seed;
-        self.folder.note(&format!(
-            "step {step}: {how}, {config}, seed {seed}, {device}, oodbench {version}"
-        ))?;
+        self.folder.note_beginning(step, how, &self.args.config, &self.args.run)?;
         self.talk.note(&format!(
             "{n_images} images, {} a step, {} steps a pass, steps {step} to {end}, into `{}`",
             self.images_a_step,
@@ -83,7 +78,7 @@ impl Run<'_> {
             let since = Instant::now();
             let report = match training.step(&mut Alone) {
                 Ok(report) => report,
-                Err(error) => return Err(self.broken(error)?),
+                Err(error) => return Err(self.folder.broken(error)?),
             };
             self.log(&report)?;
             let what = format!("loss {:.5}", report.loss);
@@ -105,7 +100,7 @@ impl Run<'_> {
 
     /// The scalars of the reference, by its names.
     fn log(&mut self, report: &StepReport) -> Result<(), Failure> {
-        if !report.step.is_multiple_of(self.args.log_every) {
+        if !report.step.is_multiple_of(self.args.run.log_every) {
             return Ok(());
         }
         let scalar = |tag, value: f64| Summary::Scalar { tag, value: value as f32 };
@@ -116,12 +111,7 @@ impl Run<'_> {
             scalar("train/cost", report.wall_s),
             scalar("train/images_per_s", report.images as f64 / report.wall_s.max(1e-9)),
         ];
-        self.add(report.step, &scalars)
-    }
-
-    fn add(&mut self, step: u64, summaries: &[Summary<'_>]) -> Result<(), Failure> {
-        let path = self.folder.path("tensorboard");
-        self.events.add(step, summaries).map_err(|error| write_failed(&path, &error))
+        self.events.add(report.step, &scalars)
     }
 
     /// Denoises images, if it is time, and shows them.
@@ -140,7 +130,8 @@ impl Run<'_> {
         };
         let (picture, png) = draw(&strip)?;
         let (height, width) = (picture.height(), picture.width());
-        self.add(step, &[Summary::Image { tag: "valid/img_p", height, width, png: &png }])?;
+        self.events
+            .add(step, &[Summary::Image { tag: "valid/img_p", height, width, png: &png }])?;
         let (_, png) = draw(&Grid::new(8).legible(self.net.image_size()))?;
         self.folder.write(&format!("valid-{step}.png"), &png)
     }
@@ -178,15 +169,6 @@ impl Run<'_> {
             hint: None,
             code: WRITE_FAILED,
         })
-    }
-
-    /// A training that cannot go on: what was saved last is kept.
-    fn broken(&self, error: TrainError) -> Result<Failure, Failure> {
-        let mut failure = Failure::from(error);
-        self.folder.note(&format!("failed: {}", failure.message))?;
-        let checkpoint = self.folder.checkpoint();
-        failure.message.push_str(&format!("; `{}` is as it was", checkpoint.display()));
-        Ok(failure)
     }
 }
 

@@ -14,6 +14,7 @@ use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::Upsample;
+use super::check::Sizes;
 use super::{EpsModel, NetConfigError, Pass};
 use blocks::{
     AttentionBlock, BlockStyle, Downsample, ResBlock, normalise, timestep_embedding, zeroed_conv,
@@ -79,25 +80,23 @@ impl IddpmConfig {
     pub(super) fn check(&self) -> std::result::Result<(), NetConfigError> {
         let fail = |key, message| Err(NetConfigError { key, message });
         let n_levels = self.channel_mult.len();
-        let positive = [
-            ("in_channels", self.in_channels),
-            ("model_channels", self.model_channels),
-            ("num_res_blocks", self.num_res_blocks),
-            ("num_heads", self.num_heads),
-        ];
-        for (key, value) in positive {
-            if value == 0 {
-                return fail(key, "expected at least 1, got 0".to_owned());
-            }
+        Sizes {
+            image_size: self.image_size,
+            num_classes: self.num_classes,
+            positive: &[
+                ("in_channels", self.in_channels),
+                ("model_channels", self.model_channels),
+                ("num_res_blocks", self.num_res_blocks),
+                ("num_heads", self.num_heads),
+            ],
+            channels: self.model_channels,
+            multiples: ("channel_mult", &self.channel_mult),
+            dropout: self.dropout,
         }
-        if self.channel_mult.first() != Some(&1) || self.channel_mult.contains(&0) {
+        .check()?;
+        if self.channel_mult[0] != 1 {
             let got = &self.channel_mult;
             return fail("channel_mult", format!("expected 1 and more multiples, got {got:?}"));
-        }
-        if n_levels > 16 || !self.image_size.is_multiple_of(1 << (n_levels - 1)) {
-            let got = self.image_size;
-            let message = format!("expected to be halved {} times, got {got}", n_levels - 1);
-            return fail("image_size", message);
         }
         if self.dims != 2 {
             return fail("dims", format!("expected 2, got {}", self.dims));
@@ -106,12 +105,6 @@ impl IddpmConfig {
         if !(low..=high).contains(&self.out_channels) {
             let got = self.out_channels;
             return fail("out_channels", format!("expected {low} to {high}, got {got}"));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return fail(
-                "dropout",
-                format!("expected at least 0 and below 1, got {}", self.dropout),
-            );
         }
         if self.num_heads_upsample < -1 || self.num_heads_upsample == 0 {
             let got = self.num_heads_upsample;

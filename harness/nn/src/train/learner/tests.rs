@@ -79,6 +79,24 @@ fn micro_batches_make_the_step_of_one_batch() {
 }
 
 #[test]
+fn the_sum_is_clipped_after_every_micro_batch() {
+    let variables = Variables::new(3, &Device::Cpu);
+    let x = variables.builder().get_with_hints(2, "x", Init::Const(0.0)).unwrap();
+    let rule = Rule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let mut learner = Learner::new(variables, rule, None).unwrap();
+    for gradient in [[3f32, 4.0], [0.0, 4.0]] {
+        let gradient = Tensor::new(&gradient, &Device::Cpu).unwrap();
+        let loss = (&x * gradient).unwrap().sum_all().unwrap();
+        learner.backward(&loss, Some(1.0), &mut Alone).unwrap();
+    }
+    learner.update(1.0).unwrap();
+    // PyTorch: `clip_grad_norm_` after each of two backward passes. (3, 4) becomes (0.6, 0.8); with
+    // (0, 4) that is (0.6, 4.8), of length 4.8374. Clipped once, it would be (0.3511, 0.9363).
+    let got: Vec<f32> = x.to_vec1().unwrap();
+    assert!((got[0] + 0.124_035).abs() < 1e-5 && (got[1] + 0.992_278).abs() < 1e-5, "{got:?}");
+}
+
+#[test]
 fn the_gradients_of_every_backward_pass_can_be_reduced() {
     struct Twice(Vec<String>);
     impl Reduce for Twice {
