@@ -127,7 +127,7 @@ mod tests {
     fn the_stream_is_the_documented_one() {
         assert_eq!(Stream::new("conv1.weight").0, 7_611_815_837_976_482_388);
         let u: Vec<f32> = uniform("conv1.weight", 3, 0.0, 1.0);
-        assert_eq!(u, [0.545_075, 0.745_161_77, 0.022_921_737]);
+        assert_eq!(u, [0.545_075, 0.745_161_8, 0.022_921_737]);
         let u: Vec<f32> = uniform("input", 3, 0.0, 1.0);
         assert_eq!(u, [0.097_818_345, 0.652_360_44, 0.203_624_28]);
     }

@@ -30,7 +30,14 @@ struct Fitted {
 }
 
 /// The mean of each class's rows.
-fn class_means(features: Matrix<'_>, labels: &[i64], n_classes: usize) -> Result<Vec<Vec<f64>>> {
+///
+/// # Errors
+/// A class without rows, a label that is no class.
+pub(crate) fn class_means(
+    features: Matrix<'_>,
+    labels: &[i64],
+    n_classes: usize,
+) -> Result<Vec<Vec<f64>>> {
     let mut sums = vec![vec![0.0; features.n_cols()]; n_classes];
     let mut counts = vec![0usize; n_classes];
     for (i, (row, &label)) in features.rows().zip(labels).enumerate() {

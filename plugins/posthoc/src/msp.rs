@@ -9,7 +9,7 @@
 
 use oodbench_sdk::prelude::*;
 
-use crate::numeric::reduce::{max_probability, maximum};
+use crate::numeric::reduce::{max_probability, max_probability_single};
 
 /// Parameters of [`Msp`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -55,17 +55,11 @@ impl Detector for Msp {
             *score = if self.params.double_precision {
                 -max_probability(logits, 1.0) as f32
             } else {
-                -max_probability_single(logits)
+                -max_probability_single(logits, 1.0)
             };
         }
         Ok(())
     }
-}
-
-/// The greatest probability in single precision.
-fn max_probability_single(logits: &[f32]) -> f32 {
-    let max = maximum(logits);
-    1.0 / logits.iter().map(|&logit| (logit - max).exp()).sum::<f32>()
 }
 
 #[cfg(test)]
@@ -75,8 +69,8 @@ mod tests {
     #[test]
     fn single_precision_ties_where_double_precision_does_not() {
         let (sure, surer) = ([17.0f32, 0.0], [17.5f32, 0.0]);
-        assert_eq!(max_probability_single(&sure), 1.0);
-        assert_eq!(max_probability_single(&surer), 1.0);
+        assert_eq!(max_probability_single(&sure, 1.0), 1.0);
+        assert_eq!(max_probability_single(&surer, 1.0), 1.0);
         assert_ne!(max_probability(&sure, 1.0) as f32, max_probability(&surer, 1.0) as f32);
     }
 }

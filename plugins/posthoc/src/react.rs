@@ -6,8 +6,9 @@
 
 use oodbench_sdk::prelude::*;
 
-use crate::numeric::reduce::{log_sum_exp, percentile};
-use crate::numeric::state;
+use crate::numeric::head::EnergyHead;
+use crate::numeric::reduce::percentile;
+use crate::numeric::{check, state};
 
 /// Parameters of [`React`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,9 +64,10 @@ impl Detector for React {
     }
 
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        let mut values = data.val().features()?.values().to_vec();
+        let features = check::fit_features(data.val().features()?, "validation")?;
+        let mut values = features.values().to_vec();
         if values.is_empty() {
-            return Err(Error::input("there are no validation images"));
+            return Err(Error::input("validation images have no features"));
         }
         self.threshold = Some(percentile(&mut values, self.params.percentile));
         Ok(())
@@ -73,14 +75,13 @@ impl Detector for React {
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
         let threshold = *state::fitted(self.threshold.as_ref())?;
-        let head = self.host.head()?;
-        let mut logits = vec![0.0; head.bias().len()];
-        for (score, features) in scores.iter_mut().zip(batch.features()?.rows()) {
-            let clipped: Vec<f32> =
-                features.iter().map(|&h| if h > threshold { threshold } else { h }).collect();
-            head.logits(&clipped, &mut logits);
-            *score = -log_sum_exp(&logits, 1.0) as f32;
-        }
+        let head = EnergyHead::new(&self.host.head()?)?;
+        let products = head.products(batch.features()?, |features, clipped| {
+            for (clipped, &h) in clipped.iter_mut().zip(features) {
+                *clipped = f64::from(h.min(threshold));
+            }
+        })?;
+        head.energies(&products, |_| 1.0, scores);
         Ok(())
     }
 

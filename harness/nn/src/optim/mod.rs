@@ -294,7 +294,7 @@ mod tests {
             [0.556_737_3, -2.451_641_6],
             [0.553_671_64, -2.441_170_7],
             [0.639_706_24, -2.387_102_5],
-            [0.635_873_64, -2.376_039_3],
+            [0.635_873_6, -2.376_039_3],
         ];
         for (rule, expected) in RULES.into_iter().zip(expected) {
             for (got, expected) in run(rule).iter().zip(expected) {

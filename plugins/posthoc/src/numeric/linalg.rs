@@ -99,6 +99,26 @@ pub fn project(xs: Matrix<'_>, centre: &[f64], basis: MatRef<'_, f64>) -> Mat<f6
     out
 }
 
+/// The length of each row of `(xs - centre) * basis`.
+pub fn lengths(xs: Matrix<'_>, centre: &[f64], basis: MatRef<'_, f64>) -> Vec<f64> {
+    let along = project(xs, centre, basis);
+    (0..along.nrows()).map(|i| along.row(i).squared_norm_l2().sqrt()).collect()
+}
+
+/// The squared Euclidean distance of each row of `xs` to each row of `means`, `[n, n_means]`.
+pub fn squared_distances(xs: MatRef<'_, f64>, means: MatRef<'_, f64>) -> Mat<f64> {
+    let mut out = Mat::zeros(xs.nrows(), means.nrows());
+    matmul(out.as_mut(), Accum::Replace, xs, means.transpose(), -2.0, Par::rayon(0));
+    let own: Vec<f64> = (0..xs.nrows()).map(|i| xs.row(i).squared_norm_l2()).collect();
+    for j in 0..means.nrows() {
+        let of_mean = means.row(j).squared_norm_l2();
+        for (out, own) in out.col_as_slice_mut(j).iter_mut().zip(&own) {
+            *out = (*out + own + of_mean).max(0.0);
+        }
+    }
+    out
+}
+
 /// A matrix as plain numbers, for a saved state.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Stored {
@@ -116,6 +136,18 @@ impl From<&Mat<f64>> for Stored {
 }
 
 impl Stored {
+    /// A matrix of row-major values.
+    ///
+    /// # Errors
+    /// Values that are no matrix of this size.
+    pub fn from_rows(rows: usize, cols: usize, values: &[f64]) -> Result<Self> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            let got = values.len();
+            return Err(Error::input(format!("matrix expected {rows} x {cols} values, got {got}")));
+        }
+        Ok((&Mat::from_fn(rows, cols, |i, j| values[i * cols + j])).into())
+    }
+
     /// The matrix, column-major.
     ///
     /// # Errors

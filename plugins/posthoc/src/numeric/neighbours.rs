@@ -74,7 +74,7 @@ pub fn kth_distances(queries: Matrix<'_>, bank: Matrix<'_>, ks: &[usize]) -> Vec
 }
 
 /// Keeps the `k` smallest values of a stream: a buffer of twice as many, cut down when full.
-struct Smallest {
+pub struct Smallest {
     k: usize,
     buffer: Vec<f32>,
     /// No value above it can be among the smallest.
@@ -82,11 +82,13 @@ struct Smallest {
 }
 
 impl Smallest {
-    fn new(k: usize) -> Self {
+    /// None so far.
+    pub fn new(k: usize) -> Self {
         Self { k, buffer: Vec::with_capacity(2 * k), bound: f32::INFINITY }
     }
 
-    fn offer(&mut self, value: f32) {
+    /// The next value of the stream.
+    pub fn offer(&mut self, value: f32) {
         // A NaN is kept, so that it shows in the result.
         if value > self.bound {
             return;
@@ -101,6 +103,13 @@ impl Smallest {
         let (_, &mut kth, _) = self.buffer.select_nth_unstable_by(self.k - 1, f32::total_cmp);
         self.buffer.truncate(self.k);
         self.bound = kth;
+    }
+
+    /// The smallest in ascending order, as many as there are, up to `k`.
+    pub fn sorted(mut self) -> Vec<f32> {
+        self.buffer.sort_unstable_by(f32::total_cmp);
+        self.buffer.truncate(self.k);
+        self.buffer
     }
 
     /// The `k`-th smallest of all, for a `k` of at most as many as are kept.

@@ -37,6 +37,12 @@ pub fn max_probability(xs: &[f32], temperature: f64) -> f64 {
     1.0 / xs.iter().map(|&x| ((f64::from(x) - max) / temperature).exp()).sum::<f64>()
 }
 
+/// The same in single precision, where the probability of a confident image is exactly 1.
+pub fn max_probability_single(xs: &[f32], temperature: f32) -> f32 {
+    let max = maximum(xs) / temperature;
+    1.0 / xs.iter().map(|&x| (x / temperature - max).exp()).sum::<f32>()
+}
+
 /// The `percent`-th percentile with linear interpolation, as numpy's default. Reorders `values`.
 ///
 /// # Panics
