@@ -135,6 +135,13 @@ fn a_device_that_is_not_there() {
 }
 
 #[test]
+fn more_threads_than_a_system_bears() {
+    let scene = Scene::new();
+    let ran = scene.bench(&["--method", "msp", "--threads", "100000"]);
+    ran.refused(2, &["`--threads` expected from 1 to 1024, got 100000"]);
+}
+
+#[test]
 fn no_method_at_all() {
     Scene::new().bench(&[]).refused(2, &["--method", "hint:"]);
 }

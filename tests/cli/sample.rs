@@ -104,7 +104,9 @@ fn what_cannot_be_sampled_is_refused() {
     refused(&["--class", "cat"], 2, &["`random`, `all`, or the number"]);
     refused(&["--indexing", "mine"], 2, &["`reference` or `aligned`"]);
     refused(&["--beta", "nan"], 2, &["--beta", "finite"]);
-    refused(&["--method", "PF", "--tolerance", "0"], 2, &["--tolerance", "positive"]);
+    refused(&["--method", "PF", "--tolerance", "0"], 2, &["--tolerance", "from 0.0000001 to 1"]);
+    refused(&["--first", &usize::MAX.to_string()], 2, &["--first", "at most"]);
+    refused(&["--threads", "100000"], 2, &["`--threads` expected from 1 to 1024, got 100000"]);
     refused(&["--config", "x.yml"], 2, &["--weights"]);
     refused(&["--weights", "no.ckpt"], 96, &["no.ckpt"]);
     scene.write("text.ckpt", "these are no weights");
@@ -117,7 +119,65 @@ fn what_cannot_be_sampled_is_refused() {
 fn a_folder_that_cannot_be_written_is_a_failed_write() {
     let scene = Scene::new();
     scene.write("out", "a file in the way");
-    sample(&scene, "out", &[]).refused(110, &["out"]);
+    sample(&scene, "out", &[]).refused(110, &["`out`", "expected a folder, got a file"]);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_to_is_refused_before_hours_of_work() {
+    let scene = Scene::new();
+    scene.write("file", "in the way");
+    std::fs::create_dir(scene.path("folder")).expect("a folder");
+    // At 1000 steps each of these would take minutes.
+    let refused = |args: &str, code, parts: &[&str]| {
+        let args: Vec<&str> = args.split(' ').chain(["--steps", "1000"]).collect();
+        scene.run(&args).refused(code, parts);
+    };
+    let is_folder = ["`folder`", "expected a file, got a folder"];
+    refused("sample --n 5000 --out new --grid folder", 2, &is_folder);
+    refused("interpolate --method NDM4 --out folder", 2, &is_folder);
+    refused("interpolate --method NDM4 --out file/i.png", 110, &["`file`", "got a file"]);
+    refused("interpolate --method NDM4 --singles file", 110, &["`file`", "got a file"]);
+    refused("denoise strip --method NDM4 --out folder", 2, &is_folder);
+    assert!(!scene.path("new").exists(), "something was written");
+}
+
+/// The network of the embedded benchmark, as a user has a file.
+const WEIGHTS: &[u8] = include_bytes!("../../datasets/benchmarks/glyphs/diffusion.safetensors");
+
+#[test]
+fn weights_that_were_cut_off_say_so() {
+    let scene = Scene::new();
+    for length in [100, WEIGHTS.len() / 2, WEIGHTS.len() - 1] {
+        scene.write("cut.safetensors", &WEIGHTS[..length]);
+        let ran = sample(&scene, "out", &["--weights", "cut.safetensors"]);
+        let got = format!("got {length} bytes");
+        ran.refused(96, &["cut.safetensors", "the length that its header says", &got, "hint:"]);
+    }
+}
+
+#[test]
+fn a_configuration_of_another_network_is_one_line_whatever_rust_is_asked_to_trace() {
+    let scene = Scene::new();
+    scene.write("w.safetensors", WEIGHTS);
+    let config = "\
+Model:
+  {struc: DDIM, image_size: 16, num_classes: 10, in_channels: 3, out_ch: 3, ch: 64,
+   ch_mult: [1, 1, 2], num_res_blocks: 1, attn_resolutions: [], dropout: 0.0,
+   resamp_with_conv: true}
+";
+    scene.write("wide.yml", config);
+    for command in ["sample", "interpolate", "denoise strip"] {
+        let args = command.split(' ').chain(["--weights", "w.safetensors", "--config", "wide.yml"]);
+        let args: Vec<&str> = args.collect();
+        let output = scene.command(&args).env("RUST_BACKTRACE", "1").output().expect("it starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(96), "{stderr}");
+        assert!(stderr.contains("expected [64], got [32]\n\nhint: the configuration"), "{stderr}");
+        assert!(!stderr.contains(" at /"), "{stderr}");
+    }
+    scene.write("narrow.yml", config.replace("ch: 64", "ch: 33"));
+    let ran = sample(&scene, "out", &["--weights", "w.safetensors", "--config", "narrow.yml"]);
+    ran.refused(96, &["narrow.yml", "`Model.ch` expected a multiple of 32, got 33"]);
 }
 
 #[test]

@@ -216,7 +216,20 @@ fn a_configuration_that_makes_no_sense() {
     changed(&scene, "lr: 0.002", "lr: -1.0", &[]).refused(2, &["lr", "-1"]);
     changed(&scene, "batch_size: 4", "batch_size: 400", &[]).refused(2, &["400", "200", "hint:"]);
     let ran = changed(&scene, "num_classes: 10", "num_classes: 3", &[]);
-    ran.refused(2, &["label of image", "below 3"]);
+    ran.refused(2, &["`Model.num_classes` expected at least 4", "label of image", "got 3"]);
+    changed(&scene, "ch: 32", "ch: 33", &[])
+        .refused(2, &["`Model.ch`", "a multiple of 32, got 33"]);
+    let ran = changed(&scene, "out_ch: 3", "out_ch: 1", &[]);
+    ran.refused(2, &["`Model.out_ch` expected 3, the channels of an image, got 1"]);
+    let ran =
+        changed(&scene, "struc: 'DDIM'\n  image_size: 16", "struc: 'DDIM'\n  image_size: 32", &[]);
+    ran.refused(2, &["`Model.image_size` expected the size of the images, 16x16, got 32", "hint:"]);
+    for steps in ["0", "1001"] {
+        scene.write("tiny.yml", DIFFUSION);
+        let args = ["train", "diffusion", "--config", "tiny.yml", "--out", "run"];
+        let ran = scene.run(&[&args[..], &["--sample-step", steps]].concat());
+        ran.refused(2, &["`--sample-step` expected from 1 to 1000", "got"]);
+    }
     let ran = scene.run(&["train", "diffusion", "--config", "nowhere.yml"]);
     ran.refused(96, &["nowhere.yml"]);
     scene.write("tiny.toml", "epoch = 3\n");

@@ -31,6 +31,8 @@ pub struct RgbImage {
 /// Why bytes are not an image. Where they were found is added by whoever read them.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
+    #[error("expected PNG, JPEG, BMP, GIF or WebP, got an empty file")]
+    Empty,
     #[error("expected PNG, JPEG, BMP, GIF or WebP, got a file that begins with `{begins}`")]
     UnknownFormat { begins: String },
     #[error("{format}: the data ends before the image does")]
@@ -63,7 +65,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
         [b'G', b'I', b'F', b'8', ..] => ("GIF", gif::decode),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => ("WebP", webp::decode),
         [b'B', b'M', ..] => ("BMP", bmp::decode),
-        [] => return Err(DecodeError::UnknownFormat { begins: "nothing: it is empty".into() }),
+        [] => return Err(DecodeError::Empty),
         _ => {
             let begins = bytes[..bytes.len().min(8)].escape_ascii().to_string();
             return Err(DecodeError::UnknownFormat { begins });

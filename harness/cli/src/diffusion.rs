@@ -8,12 +8,14 @@ use candle_core::Device;
 use clap::Args;
 use indicatif::HumanDuration;
 use oodbench_datasets::{Progress, embedded};
-use oodbench_diffusion::checkpoint::{Given, LoadedModel, load};
+use oodbench_diffusion::checkpoint::{Given, LoadError, LoadedModel, load};
+use oodbench_diffusion::denoise::MOST_AT_ONCE;
 use oodbench_diffusion::picture::{Picture, PictureError};
 use oodbench_diffusion::sampler::{Indexing, Method, Sampler, TOLERANCE};
 use oodbench_engine::EngineError;
 use oodbench_engine::text::chain;
 use oodbench_nn::checkpoint::StateDict;
+use rustix::fs::{Access, access};
 
 use crate::environment as env;
 use crate::exit::{Failure, SETUP, UNFORESEEN, WRITE_FAILED};
@@ -21,6 +23,10 @@ use crate::observer::{ProgressMode, Talk};
 
 /// The network that is used when none is named.
 const EMBEDDED: &str = "glyphs/diffusion.safetensors";
+
+/// What to say of a configuration whose network has other tensors than the file.
+pub(crate) const ANOTHER_NETWORK: &str =
+    "the configuration describes another network than the file holds";
 
 /// Time between two lines of progress.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -46,11 +52,11 @@ pub(crate) struct DiffusionArgs {
     /// early, or `aligned`. NDM1, NDM4 and PF know but one.
     #[arg(long, value_name = "NAME", default_value = "reference", value_parser = indexing)]
     indexing: Indexing,
-    /// The error that PF allows in a step, absolute and relative.
+    /// The error that PF allows in a step, absolute and relative, from 0.0000001 to 1.
     #[arg(long, value_name = "NUMBER", default_value_t = TOLERANCE)]
     tolerance: f64,
     /// Images in one evaluation of the network, both branches of a guidance counted.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_once)]
     pub(crate) batch_size: usize,
     /// Where to compute: cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
@@ -68,6 +74,12 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "expected a number from 1".to_owned())
 }
 
+/// Repeats, or images of a batch.
+pub(crate) fn at_once(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=MOST_AT_ONCE).contains(n));
+    number.ok_or_else(|| format!("expected a number from 1 to {MOST_AT_ONCE}"))
+}
+
 pub(crate) fn indexing(text: &str) -> Result<Indexing, String> {
     serde_json::from_value(text.into()).map_err(|_| "expected `reference` or `aligned`".to_owned())
 }
@@ -82,9 +94,10 @@ pub(crate) struct Network<'a> {
 impl DiffusionArgs {
     /// Sets up threads and the talk.
     pub(crate) fn begin(&self) -> Result<Steps, Failure> {
-        if !(self.tolerance.is_finite() && self.tolerance > 0.0) {
+        // Smaller errors are lost in the rounding of the network: steps would shrink for hours.
+        if !(1e-7..=1.0).contains(&self.tolerance) {
             let message =
-                format!("`--tolerance` expected a positive number, got {}", self.tolerance);
+                format!("`--tolerance` expected from 0.0000001 to 1, got {}", self.tolerance);
             return Err(Failure::usage(message, None));
         }
         env::restart_without_candles_threads();
@@ -109,7 +122,24 @@ impl DiffusionArgs {
             }
         };
         let file = file.map_err(|error| setup(&error))?;
-        let loaded = load(&file, &given, &device).map_err(|error| setup(&error))?;
+        let loaded = load(&file, &given, &device).map_err(|error| {
+            let mut failure = setup(&error);
+            if self.config.is_some() && matches!(error, LoadError::Network { .. }) {
+                failure.hint = Some(ANOTHER_NETWORK.to_owned());
+            }
+            failure
+        })?;
+        if let Some((key, got)) = loaded.net.not_of_colour() {
+            let path = file.path().display();
+            return Err(Failure {
+                message: format!(
+                    "load diffusion network `{path}`: `Model.{key}` expected 3, the channels of an \
+                     image, got {got}"
+                ),
+                hint: None,
+                code: SETUP,
+            });
+        }
         let of_schedule = loaded.schedule.steps();
         if self.steps > of_schedule {
             let message = format!(
@@ -185,7 +215,11 @@ impl Steps {
                 let left = each * work.total.saturating_sub(work.done) as f64;
                 let (what, done, total) = (work.what, work.done, work.total);
                 let left = HumanDuration(Duration::from_secs_f64(left));
-                self.talk.line(&format!("{what}: {done} of {total} evaluations, {left} left"));
+                // How many an adaptive method takes is a guess.
+                self.talk.line(&match done < total {
+                    true => format!("{what}: {done} of {total} evaluations, {left} left"),
+                    false => format!("{what}: {done} evaluations"),
+                });
             }
         }
         work.done += 1;
@@ -197,6 +231,29 @@ impl Steps {
         self.talk.end();
         self.work.take().map_or(0.0, |work| work.start.elapsed().as_secs_f64())
     }
+}
+
+/// Refuses a place that no file can be written to, before anything is computed for it.
+pub(crate) fn check_place(path: &Path) -> Result<(), Failure> {
+    if path.is_dir() {
+        let message = format!("write `{}`: expected a file, got a folder", path.display());
+        return Err(Failure::usage(message, None));
+    }
+    check_folder(path.parent().unwrap_or(Path::new("")))
+}
+
+/// As [`check_place`], for a folder that files are written to. It is not made yet: what is typed
+/// wrongly elsewhere leaves nothing behind.
+pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
+    let mut there = folder.ancestors().filter(|folder| folder.exists());
+    let there = there.next().unwrap_or(Path::new("."));
+    let problem = match access(there, Access::WRITE_OK | Access::EXEC_OK) {
+        _ if !there.is_dir() => "expected a folder, got a file".to_owned(),
+        Ok(()) => return Ok(()),
+        Err(error) => error.to_string(),
+    };
+    let message = format!("write to folder `{}`: {problem}", there.display());
+    Err(Failure { message, hint: None, code: WRITE_FAILED })
 }
 
 /// Writes a picture, under its name only when it is whole.

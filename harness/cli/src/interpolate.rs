@@ -11,7 +11,7 @@ use oodbench_diffusion::interpolate::{Angle, InterpolateError, Interpolated, Int
 use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_engine::text::chain;
 
-use crate::diffusion::{DiffusionArgs, no_picture, write};
+use crate::diffusion::{DiffusionArgs, check_folder, check_place, no_picture, write};
 use crate::environment as env;
 use crate::exit::{DONE, Failure, SETUP, UNFORESEEN, USAGE, print};
 
@@ -71,6 +71,8 @@ pub(crate) fn run(args: &InterpolateArgs) -> Result<u8, Failure> {
         return Err(Failure::usage(message, None));
     }
     let mut steps = args.diffusion.begin()?;
+    check_place(&args.out)?;
+    args.singles.as_deref().map_or(Ok(()), check_folder)?;
     let network = args.diffusion.load(&steps)?;
     let side = network.loaded.model.image_size();
     let images = images(args, side)?;
@@ -101,7 +103,9 @@ pub(crate) fn run(args: &InterpolateArgs) -> Result<u8, Failure> {
         pictures.write_singles(folder, &found.strides)?;
     }
     write(&pictures.grid(side), &args.out)?;
-    steps.talk.note(&format!("{} pairs in {seconds:.1} s", images.len() / 2));
+    let n = images.len() / 2;
+    let pairs = if n == 1 { "pair" } else { "pairs" };
+    steps.talk.note(&format!("{n} {pairs} in {seconds:.1} s"));
     print(&format!("{}\n", args.out.display()))?;
     Ok(DONE)
 }

@@ -81,9 +81,12 @@ impl Progress for Talk {
                 bar.enable_steady_tick(Duration::from_millis(200));
                 *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
             }
-            ProgressMode::Counter if !what.contains(" on ") => {
-                self.line(&format!("{what}: {total} images"));
-            }
+            ProgressMode::Counter if !what.contains(" on ") => match total {
+                // Waiting has no number of images.
+                0 => self.line(what),
+                1 => self.line(&format!("{what}: 1 image")),
+                _ => self.line(&format!("{what}: {total} images")),
+            },
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_diffusion::sample::{Classes, Request, SampleError, sample};
 use oodbench_engine::text::chain;
 
-use crate::diffusion::{DiffusionArgs, positive, write};
+use crate::diffusion::{DiffusionArgs, check_folder, check_place, positive, write};
 use crate::exit::{DONE, Failure, SETUP, UNFORESEEN, USAGE, print};
 
 /// So many images go into the grid at most.
@@ -70,12 +70,20 @@ pub(crate) fn run(args: &SampleArgs) -> Result<u8, Failure> {
         let message = format!("`--beta` expected a finite number, got {}", args.beta);
         return Err(Failure::usage(message, None));
     }
+    let Some(end) = args.first.checked_add(args.n) else {
+        let message =
+            format!("`--first` expected at most {}, got {}", usize::MAX - args.n, args.first);
+        return Err(Failure::usage(message, None));
+    };
+    let grid = args.grid.clone().unwrap_or_else(|| beside(&args.out));
     let mut steps = args.diffusion.begin()?;
+    check_folder(&args.out)?;
+    check_place(&grid)?;
     let network = args.diffusion.load(&steps)?;
     let request = Request {
         model: network.loaded.model.as_ref(),
         sampler: network.sampler(),
-        images: args.first..args.first.saturating_add(args.n),
+        images: args.first..end,
         seed: args.seed,
         classes: args.class.clone(),
         beta: args.beta,
@@ -121,10 +129,11 @@ pub(crate) fn run(args: &SampleArgs) -> Result<u8, Failure> {
         (Err(error), None) => return Err(refused(&error)),
     }
     let side = request.model.image_size();
-    let grid = args.grid.clone().unwrap_or_else(|| beside(&args.out));
     write(&Picture::collect(&shown, &Grid::new(8).legible(side)), &grid)?;
     let n = args.n;
-    steps.talk.note(&format!("{n} images in {seconds:.1} s, {:.2} a second", n as f64 / seconds));
+    let images = if n == 1 { "image" } else { "images" };
+    let rate = n as f64 / seconds;
+    steps.talk.note(&format!("{n} {images} in {seconds:.1} s, {rate:.2} a second"));
     print(&format!("{}\n{}\n", args.out.display(), grid.display()))?;
     Ok(DONE)
 }

@@ -59,9 +59,10 @@ pub enum LoadError {
     )]
     NoHeads { path: PathBuf },
     #[error(
-        "load diffusion network `{}`: `{key}` and {more} more tensors belong to no layer\n\n\
+        "load diffusion network `{}`: {} to no layer\n\n\
          hint: the configuration describes another network than the file holds",
-        path.display()
+        path.display(),
+        belonging(key, *more)
     )]
     Unused { path: PathBuf, key: String, more: usize },
     #[error("load diffusion network `{}`: its schedule", path.display())]
@@ -148,6 +149,15 @@ pub fn load(file: &StateDict, given: &Given, device: &Device) -> Result<LoadedMo
         return Err(LoadError::Unused { path, key, more: unused.len() });
     }
     Ok(LoadedModel { model, net, schedule: Schedule::new(&schedule) })
+}
+
+/// The subject of `belong`, and it.
+fn belonging(key: &str, more: usize) -> String {
+    match more {
+        0 => format!("`{key}` belongs"),
+        1 => format!("`{key}` and one more tensor belong"),
+        _ => format!("`{key}` and {more} more tensors belong"),
+    }
 }
 
 fn metadata<T: DeserializeOwned>(
@@ -271,7 +281,7 @@ mod tests {
         config.num_classes = 0;
         let given = Given { net: Some(NetConfig::Ddim(config)), ..Given::default() };
         let err = load(&open(&bytes), &given, &Device::Cpu).err().unwrap().to_string();
-        assert!(err.contains("`label_emb.weight` and 0 more"), "{err}");
+        assert!(err.contains("`label_emb.weight` belongs to no layer"), "{err}");
     }
 
     #[test]
@@ -340,8 +350,10 @@ mod tests {
         assert_eq!(given.net, Some(net()));
         // TOML of the same content means the same.
         let toml = toml::to_string(&serde_json::json!({"Model": net()})).unwrap();
+        let path = folder.path().join("config.toml");
         std::fs::write(&path, toml).unwrap();
         assert_eq!(Given::read(&path).unwrap().net, Some(net()));
+        let path = folder.path().join("config");
         std::fs::write(&path, r#"{"Modell": {}}"#).unwrap();
         let err = Given::read(&path).err().unwrap();
         let source = std::error::Error::source(&err).unwrap().to_string();

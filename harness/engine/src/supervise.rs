@@ -79,6 +79,9 @@ pub fn supervise<R: Serialize, E: DeserializeOwned>(
             }
             Ok(Line::Talk(line)) => {
                 talk(&line);
+                if is_of_a_backtrace(&line) {
+                    continue;
+                }
                 if tail.len() == KEPT_LINES {
                     tail.pop_front();
                 }
@@ -171,6 +174,16 @@ fn anonymous_bytes(pid: u32) -> Option<u64> {
     let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Whether Rust wrote the line behind last words because of `RUST_BACKTRACE`: dozens of them would
+/// take the words' place.
+fn is_of_a_backtrace(line: &str) -> bool {
+    let line = line.trim();
+    let frame = line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let start =
+        ["stack backtrace:", "at ", "note: Some details are omitted", "note: run with `RUST_"];
+    frame || start.iter().any(|start| line.starts_with(start))
 }
 
 /// A name for an end without last word.
@@ -268,6 +281,11 @@ mod tests {
         assert_eq!(outcome("kill -SEGV $$"), Outcome::Crashed { signal: "SIGSEGV".into() });
         assert_eq!(outcome("kill -KILL $$"), Outcome::OutOfMemory);
         let script = "echo 'memory allocation of 8 bytes failed' >&2; kill -ABRT $$";
+        assert_eq!(outcome(script), Outcome::OutOfMemory);
+        let script = "echo 'memory allocation of 8 bytes failed' >&2
+            echo 'stack backtrace:' >&2
+            for i in $(seq 0 200); do echo \"  $i: std::alloc\" >&2; echo '   at a.rs:1:1' >&2; done
+            echo 'note: Some details are omitted, run with `RUST_BACKTRACE=full`' >&2; kill -ABRT $$";
         assert_eq!(outcome(script), Outcome::OutOfMemory);
     }
 

@@ -25,7 +25,12 @@ fn without_backtrace(text: &str) -> &str {
 
 /// A text as one line.
 pub fn one_line(text: &str) -> String {
-    without_backtrace(text).lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    without_backtrace(text)
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use half::{bf16, f16};
 use oodbench_pickle::torch::{Dtype, StateDictError, TorchError, TorchFile};
-use safetensors::SafeTensors;
+use safetensors::{SafeTensorError, SafeTensors};
 
 /// What reading a checkpoint fails with.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +30,14 @@ pub enum CheckpointError {
     Safetensors {
         path: PathBuf,
         #[source]
-        source: safetensors::SafeTensorError,
+        source: SafeTensorError,
     },
+    #[error(
+        "read checkpoint `{}` as safetensors: expected the length that its header says, got {got} \
+         bytes\n\nhint: was the file copied or downloaded to its end?",
+        path.display()
+    )]
+    Length { path: PathBuf, got: usize },
     #[error("read checkpoint `{}` as a PyTorch file", path.display())]
     Torch {
         path: PathBuf,
@@ -209,7 +215,12 @@ type Values = (Vec<usize>, Vec<f32>);
 type Content = (Vec<(String, Values)>, HashMap<String, String>);
 
 fn read_safetensors(bytes: &[u8], path: &Path) -> Result<Content, CheckpointError> {
-    let fail = |source| CheckpointError::Safetensors { path: path.to_owned(), source };
+    let fail = |source| match source {
+        SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer => {
+            CheckpointError::Length { path: path.to_owned(), got: bytes.len() }
+        }
+        source => CheckpointError::Safetensors { path: path.to_owned(), source },
+    };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(fail)?;
     let file = SafeTensors::deserialize(bytes).map_err(fail)?;
     let mut tensors = Vec::new();

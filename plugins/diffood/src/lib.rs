@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use candle_core::Device;
 use oodbench_diffusion::checkpoint::LoadedModel;
 use oodbench_diffusion::denoise::{
-    Change, DenoiseError, Denoiser, Images, Mode, Outputs, Readout, Refusal, Scoring, Space,
-    network, noise, predicted,
+    Change, DenoiseError, Denoiser, Images, MOST_AT_ONCE, Mode, Outputs, Readout, Refusal, Scoring,
+    Space, network, noise, predicted,
 };
 use oodbench_diffusion::sampler::{Indexing, Method};
 use oodbench_sdk::ImageBatch;
@@ -71,11 +71,13 @@ impl Default for Params {
 
 impl Params {
     fn check(&self) -> Result<()> {
-        for (name, value) in
-            [("steps", self.steps), ("repeats", self.repeats), ("batch", self.batch)]
-        {
-            if value == 0 {
-                return Err(Error::parameter(name, "at least 1", value));
+        if self.steps == 0 {
+            return Err(Error::parameter("steps", "at least 1", self.steps));
+        }
+        for (name, value) in [("repeats", self.repeats), ("batch", self.batch)] {
+            if !(1..=MOST_AT_ONCE).contains(&value) {
+                let expected = format!("from 1 to {MOST_AT_ONCE}");
+                return Err(Error::parameter(name, &expected, value));
             }
         }
         if !self.beta.is_finite() {

@@ -23,7 +23,10 @@ fn the_last_timestep_is_compared_with_the_first_by_default() {
 #[test]
 fn parameters_out_of_range_are_named() {
     let message = |json: &str| params(json).unwrap_err().to_string();
-    assert_eq!(message(r#"{"repeats": 0}"#), "parameter `repeats` expected at least 1, got `0`");
+    assert_eq!(
+        message(r#"{"repeats": 0}"#),
+        "parameter `repeats` expected from 1 to 65536, got `0`"
+    );
     assert!(message(r#"{"timesteps": [0]}"#).contains("at least two timesteps"));
     assert!(message(r#"{"timesteps": [120, 0]}"#).contains("got `[120, 0]`"));
     assert!(message(r#"{"change": 4}"#).contains("`change` expected 1 to 3"));

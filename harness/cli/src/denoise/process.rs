@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use clap::Args;
-use oodbench_datasets::{Benchmark, DataDir, Located, Pack, PrepareRequest, locate, prepare};
-use oodbench_diffusion::checkpoint::LoadedModel;
+use oodbench_datasets::{Benchmark, DataDir, Located, Pack, PrepareRequest, Role, locate, prepare};
+use oodbench_diffusion::checkpoint::{LoadError, LoadedModel};
 use oodbench_diffusion::denoise::{
     Denoiser, Images, Outputs, Refusal, Scoring, network, predicted,
 };
@@ -18,7 +18,7 @@ use oodbench_nn::classifier::Classifier;
 use oodbench_nn::device::device;
 use serde_json::{Value, json};
 
-use crate::diffusion::{indexing, positive};
+use crate::diffusion::{ANOTHER_NETWORK, at_once, indexing, positive};
 use crate::environment as env;
 use crate::exit::{Failure, SETUP};
 use crate::observer::{ProgressMode, Talk};
@@ -63,14 +63,14 @@ pub(super) struct ProcessArgs {
     )]
     pub(super) timesteps: Vec<usize>,
     /// Draws of noise for each image.
-    #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "4", value_parser = at_once)]
     pub(super) repeats: usize,
     /// Weight of the classifier-free guidance; 0 for none.
     #[arg(long, value_name = "NUMBER", default_value = "2", allow_negative_numbers = true)]
     beta: f64,
     /// Images in one evaluation of the diffusion network, repeats and both branches of the
     /// guidance counted.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_once)]
     batch_size: usize,
     /// The seed of the noise, which belongs to the image.
     #[arg(long, value_name = "N", default_value = "0")]
@@ -160,6 +160,15 @@ impl<'a> Scene<'a> {
         Ok(prepare(source.as_ref(), &request)?)
     }
 
+    /// The side of the ID test images, where they are square.
+    pub(super) fn side(&self, talk: &Talk) -> Result<Option<u32>, Failure> {
+        let Some(set) = self.sets().into_iter().find(|set| set.set.role == Role::IdTest) else {
+            return Ok(None);
+        };
+        let pack = self.prepare(set, Some(1), talk)?;
+        Ok((pack.width() == pack.height()).then(|| pack.width()))
+    }
+
     /// The process on images of a size, with its diffusion network.
     pub(super) fn process(self, size: (usize, usize), talk: &Talk) -> Result<Process<'a>, Failure> {
         let (args, setup) = (self.args, |message: String| {
@@ -192,8 +201,16 @@ impl<'a> Scene<'a> {
             setup(format!("read `{}`: {error}", config.unwrap_or(Path::new("")).display()))
         })?;
         let n_classes = self.classifier.n_classes();
-        let loaded = network::load(&weights, config, size, n_classes, &self.device)
-            .map_err(|error| setup(chain(&error)))?;
+        let loaded =
+            network::load(&weights, config, size, n_classes, &self.device).map_err(|error| {
+                let mut failure = setup(chain(&error));
+                let is_other =
+                    matches!(error, network::NetworkError::Load(LoadError::Network { .. }));
+                if config.is_some() && is_other {
+                    failure.hint = Some(ANOTHER_NETWORK.to_owned());
+                }
+                failure
+            })?;
         let steps = loaded.schedule.steps();
         let farthest = args.timesteps.last().copied().unwrap_or(0);
         if farthest >= steps || args.steps > steps {

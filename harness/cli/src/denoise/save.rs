@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::process::{Process, ProcessArgs, Scene};
 use super::samples_failure;
-use crate::diffusion::positive;
+use crate::diffusion::{check_folder, positive};
 use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, print};
 use crate::observer::Talk;
 
@@ -50,6 +50,7 @@ struct Chosen {
 
 pub(super) fn run(args: &SaveArgs) -> Result<u8, Failure> {
     let talk = args.process.begin()?;
+    check_folder(&args.out)?;
     let scene = Scene::open(&args.process)?;
     let (id, chosen) = choose(&scene, &args.set_names)?;
     let mut packs = Vec::new();
@@ -169,7 +170,9 @@ fn is_kept(path: &Path, repeats: usize, comment: &str) -> Result<bool, Failure> 
     if !path.exists() {
         return Ok(false);
     }
-    let file = SampleFile::open(path, repeats).map_err(|error| samples_failure(&error))?;
+    let again = "`--force` writes it again, `--out` names another folder";
+    let file = SampleFile::open(path, repeats)
+        .map_err(|error| Failure { hint: Some(again.to_owned()), ..samples_failure(&error) })?;
     if file.comment() == comment {
         return Ok(true);
     }
@@ -187,7 +190,7 @@ fn is_kept(path: &Path, repeats: usize, comment: &str) -> Result<bool, Failure> 
     let difference = difference.unwrap_or_else(|| "it does not say how it was made".to_owned());
     Err(Failure {
         message: format!("keep `{}`: {difference}", path.display()),
-        hint: Some("`--force` writes it again, `--out` names another folder".to_owned()),
+        hint: Some(again.to_owned()),
         code: SETUP,
     })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use clap::Args;
-use oodbench_datasets::{RgbImage, Role, decode};
+use oodbench_datasets::{Preprocess, RgbImage, Role, decode};
 use oodbench_diffusion::denoise::{
     Change, DenoiseError, Group, Images, Mode, Space, Subjects, changes, noise,
 };
@@ -16,6 +16,7 @@ use oodbench_engine::image::{image_key, images};
 use oodbench_engine::text::chain;
 
 use super::process::{Process, ProcessArgs, Scene};
+use crate::diffusion::check_place;
 use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, WRITE_FAILED, print};
 use crate::observer::Talk;
 
@@ -25,7 +26,8 @@ const OF_EACH_SET: usize = 2;
 /// Options of `denoise strip`.
 #[derive(Debug, Args)]
 pub(super) struct StripArgs {
-    /// Image files; two of each set of the benchmark where there are none.
+    /// Image files, which are brought to the size of the benchmark's images; two of each of its sets
+    /// where there are none.
     images: Vec<PathBuf>,
     #[command(flatten)]
     process: ProcessArgs,
@@ -47,10 +49,11 @@ struct Shown {
 
 pub(super) fn run(args: &StripArgs) -> Result<u8, Failure> {
     let talk = args.process.begin()?;
+    check_place(&args.out)?;
     let scene = Scene::open(&args.process)?;
     let shown = match args.images.is_empty() {
         true => of_benchmark(&scene, &talk)?,
-        false => of_files(&scene, &args.images)?,
+        false => of_files(&scene, &args.images, &talk)?,
     };
     let Some(size) = shown.size else {
         let message = format!("benchmark `{}` has no images to show", scene.benchmark.name);
@@ -94,8 +97,14 @@ fn of_benchmark(scene: &Scene<'_>, talk: &Talk) -> Result<Shown, Failure> {
     Ok(shown)
 }
 
-/// Image files, preprocessed as the benchmark's.
-fn of_files(scene: &Scene<'_>, paths: &[PathBuf]) -> Result<Shown, Failure> {
+/// Image files, preprocessed as the benchmark's; brought to the size of its ID images where it says
+/// no size: both networks were trained on that.
+fn of_files(scene: &Scene<'_>, paths: &[PathBuf], talk: &Talk) -> Result<Shown, Failure> {
+    let own = scene.benchmark.preprocess;
+    let side = match own.crop {
+        Some(_) => None,
+        None => scene.side(talk)?,
+    };
     let mut shown = Shown::default();
     for path in paths {
         let name = path.display().to_string();
@@ -106,7 +115,13 @@ fn of_files(scene: &Scene<'_>, paths: &[PathBuf]) -> Result<Shown, Failure> {
         };
         let bytes = std::fs::read(path).map_err(|error| fail(&error))?;
         let image = decode(&bytes).map_err(|error| fail(&error))?;
-        let image = scene.benchmark.preprocess.apply(&image).map_err(|error| fail(&error))?;
+        let preprocess = match side {
+            Some(side) if (image.width, image.height) != (side, side) => {
+                Preprocess { resize: Some(side), crop: Some(side) }
+            }
+            _ => own,
+        };
+        let image = preprocess.apply(&image).map_err(|error| fail(&error))?;
         let size = (image.height as usize, image.width as usize);
         let values = planes(&image);
         shown.add(name.clone(), &name, size, values)?;

@@ -5,6 +5,7 @@
 //! before and from the first. Everything is in per cent; the reference prints `base` and `local`
 //! as fractions beside a `global` in per cent, and averages `global` alone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -85,6 +86,7 @@ pub(super) fn run(args: &TableArgs) -> Result<u8, Failure> {
         .into_iter()
         .flat_map(|mode| (1..=last).map(move |nth| Change { mode, nth }))
         .collect();
+    let row_len = id_file.row_len(space).map_err(|error| samples_failure(&error))?;
     let of_id = id_file.scores(space, &changes).map_err(|error| samples_failure(&error))?;
     let mut rows = Vec::new();
     for name in names {
@@ -93,6 +95,13 @@ pub(super) fn run(args: &TableArgs) -> Result<u8, Failure> {
             let (expected, got) = (last + 1, file.n_timesteps());
             return Err(setup(format!(
                 "`{}` expected {expected} timesteps as the file of `{id}`, got {got}",
+                args.dir.join(file_name(&id, &name, args.repeats)).display()
+            )));
+        }
+        let got = file.row_len(space).map_err(|error| samples_failure(&error))?;
+        if got != row_len {
+            return Err(setup(format!(
+                "`{}` expected {row_len} values in a row of `{space_name}` as the file of `{id}`, got {got}",
                 args.dir.join(file_name(&id, &name, args.repeats)).display()
             )));
         }
@@ -128,6 +137,8 @@ struct Found {
     folder: PathBuf,
     end: String,
     stems: Vec<String>,
+    /// Repeats of the files of which there are some, but not with those that were asked for.
+    others: BTreeSet<usize>,
 }
 
 impl Found {
@@ -135,15 +146,18 @@ impl Found {
         let end = file_name("", "", repeats)[1..].to_owned();
         let entries = std::fs::read_dir(folder)
             .map_err(|error| setup(format!("read folder `{}`: {error}", folder.display())))?;
-        let mut stems = Vec::new();
+        let (mut stems, mut others) = (Vec::new(), BTreeSet::new());
         for entry in entries {
             let entry =
                 entry.map_err(|error| setup(format!("read `{}`: {error}", folder.display())))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             stems.extend(name.strip_suffix(&end).map(str::to_owned));
+            let of_samples = name.strip_suffix(".npz").and_then(|stem| stem.rsplit_once("_r"));
+            others.extend(of_samples.and_then(|(_, repeats)| repeats.parse::<usize>().ok()));
         }
         stems.sort();
-        Ok(Self { folder: folder.to_owned(), end, stems })
+        others.remove(&repeats);
+        Ok(Self { folder: folder.to_owned(), end, stems, others })
     }
 
     /// The ID set that was named, or the only one of which there is a file.
@@ -174,10 +188,12 @@ impl Found {
                         self.end,
                         self.listed()
                     ),
-                    hint: Some(
-                        "`--repeats N` as the files were made; `oodbench denoise save` makes them"
-                            .to_owned(),
-                    ),
+                    hint: Some(match self.others.first() {
+                        Some(n) if self.stems.is_empty() => {
+                            format!("`--repeats {n}`: there are files `…_r{n}.npz`")
+                        }
+                        _ => "`oodbench denoise save` makes such files".to_owned(),
+                    }),
                     code: SETUP,
                 })
             }

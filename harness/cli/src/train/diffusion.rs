@@ -62,6 +62,15 @@ pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
     let net = config.model().map_err(super::configuration)?.clone();
     let recipe = Recipe::from_config(&config, args.run.seed).map_err(super::configuration)?;
     let schedule = config.schedule();
+    let steps = schedule.diffusion_step;
+    if !(1..=steps).contains(&args.sample_step) {
+        let got = args.sample_step;
+        let expected = format!("from 1 to {steps}, the steps of the schedule");
+        return Err(Failure::usage(
+            format!("`--sample-step` expected {expected}, got {got}"),
+            None,
+        ));
+    }
     let device = super::device(&args.run.device)?;
     let start = Start::typed(args.restart.as_ref());
     let folder = TrainFolder::open(&super::out(args.run.out.as_deref(), &args.config), &start)?;

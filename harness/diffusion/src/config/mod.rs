@@ -255,6 +255,7 @@ impl Spelling {
         match ending.as_deref() {
             Some("yml" | "yaml") => return Self::Yaml,
             Some("toml") => return Self::Toml,
+            Some("json") => return Self::Json,
             _ => {}
         }
         if text.trim_start().starts_with('{') {

@@ -21,6 +21,10 @@ mod process;
 pub mod samples;
 mod scoring;
 
+/// The most repeats, and the most images of a batch, that settings may ask for. Both decide how
+/// much is in memory at once, so that a slip of the finger would end the process.
+pub const MOST_AT_ONCE: usize = 1 << 16;
+
 pub use change::{Change, Mode, Readout, Space, changes};
 pub use error::{DenoiseError, Refusal};
 pub use process::{Classify, Denoiser, Images, Outputs, Sample, Subjects, Tick, predicted};

@@ -9,7 +9,7 @@ use rand::RngExt;
 use super::Pass;
 
 /// Groups and epsilon of every normalisation.
-const GROUPS: usize = 32;
+pub(super) const GROUPS: usize = 32;
 const EPS: f64 = 1e-6;
 
 pub(super) fn normalise(channels: usize, vb: VarBuilder) -> Result<GroupNorm> {

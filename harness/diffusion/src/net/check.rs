@@ -1,6 +1,7 @@
 //! What every network asks of its configuration, whichever file it stands in.
 
 use super::NetConfigError;
+use super::blocks::GROUPS;
 
 /// The largest size that is taken. It is far above that of any network, and so low that products of
 /// sizes, which a file decides, stay within a `usize`.
@@ -57,5 +58,19 @@ impl Sizes<'_> {
             return fail("dropout", message);
         }
         Ok(())
+    }
+}
+
+/// Every normalisation divides its channels, which are multiples of the first level's, into groups.
+///
+/// # Errors
+/// Channels of the first level that cannot be divided so.
+pub(super) fn check_groups(key: &'static str, channels: usize) -> Result<(), NetConfigError> {
+    match channels.is_multiple_of(GROUPS) {
+        true => Ok(()),
+        false => {
+            let message = format!("expected a multiple of {GROUPS}, got {channels}");
+            Err(NetConfigError { key, message })
+        }
     }
 }

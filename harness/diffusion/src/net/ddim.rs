@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{
     AttnBlock, Downsample, ResnetBlock, TimeMlp, Upsample, normalise, timestep_embedding,
 };
-use super::check::Sizes;
+use super::check::{Sizes, check_groups};
 use super::{EpsModel, NetConfigError, Pass};
 
 /// Sizes of the network; names and meanings are those of the reference's configuration files.
@@ -204,6 +204,7 @@ impl DdimConfig {
             dropout: self.dropout,
         }
         .check()?;
+        check_groups("ch", self.ch)?;
         if !["simple", "bayesian"].contains(&self.kind.as_str()) {
             return fail("type", format!("expected `simple` or `bayesian`, got `{}`", self.kind));
         }
@@ -346,6 +347,7 @@ mod tests {
         check(json!({"ch_mult": [1, 0]}), "`ch_mult` expected multiples from 1 to 2048, got 0");
         check(json!({"ch_mult": [2049]}), "`ch_mult` expected multiples from 1 to 2048, got 2049");
         check(json!({"ch": 0}), "`ch` expected 1 to 65536, got 0");
+        check(json!({"ch": 33}), "`ch` expected a multiple of 32, got 33");
         check(json!({"ch": 65537}), "`ch` expected 1 to 65536, got 65537");
         check(json!({"num_classes": 65537}), "`num_classes` expected at most 65536, got 65537");
         check(json!({"dropout": 1.0}), "`dropout` expected at least 0 and below 1, got 1");

@@ -84,6 +84,17 @@ impl NetConfig {
         }
     }
 
+    /// The key that says another number of channels than the three of an image, and the number.
+    /// Everything that reads and writes images has three.
+    pub fn not_of_colour(&self) -> Option<(&'static str, usize)> {
+        let channels = match self {
+            Self::Ddim(config) => [("in_channels", config.in_channels), ("out_ch", config.out_ch)],
+            // Of more output channels the noise comes first.
+            Self::Iddpm(config) => [("in_channels", config.in_channels); 2],
+        };
+        channels.into_iter().find(|&(_, channels)| channels != 3)
+    }
+
     /// Classes of a conditional network, 0 for an unconditional one.
     pub fn n_classes(&self) -> usize {
         match self {

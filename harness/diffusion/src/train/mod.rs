@@ -71,20 +71,21 @@ impl<'a> DiffusionTraining<'a> {
         recipe: &Recipe,
         device: &Device,
     ) -> Result<Self, TrainError> {
+        if let Some((key, got)) = net.not_of_colour() {
+            let expected = "3, the channels of an image";
+            return Err(TrainError::recipe(&format!("Model.{key}"), expected, got));
+        }
         let (side, size) = (net.image_size(), examples.size());
         if size != (side, side) {
-            let expected = format!("{side}x{side}, as the network says");
-            return Err(TrainError::recipe(
-                "image size",
-                expected,
-                format!("{}x{}", size.1, size.0),
-            ));
+            let expected = format!("the size of the images, {}x{}", size.1, size.0);
+            return Err(TrainError::recipe("Model.image_size", expected, side));
         }
         let n_classes = net.n_classes();
         let outside = |&index: &usize| examples.label(index) as usize >= n_classes;
         if let Some(index) = (0..examples.len()).find(outside).filter(|_| n_classes > 0) {
-            let (expected, got) = (format!("below {n_classes}"), examples.label(index));
-            return Err(TrainError::recipe(&format!("label of image {index}"), expected, got));
+            let least = u64::from(examples.label(index)) + 1;
+            let expected = format!("at least {least}, for the label of image {index}");
+            return Err(TrainError::recipe("Model.num_classes", expected, n_classes));
         }
         let steps = schedule.diffusion_step;
         let interval = recipe.interval.unwrap_or(steps);

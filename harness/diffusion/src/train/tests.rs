@@ -236,9 +236,17 @@ fn what_cannot_be_trained_is_refused() {
     let mut value = serde_json::to_value(net()).unwrap();
     value["image_size"] = 16.into();
     let err = refusal(&serde_json::from_value(value.clone()).unwrap(), &recipe());
-    assert!(err.contains("expected 16x16") && err.contains("got 8x8"), "{err}");
+    assert!(
+        err.contains("`Model.image_size` expected the size of the images, 8x8, got 16"),
+        "{err}"
+    );
     value["image_size"] = 8.into();
     value["num_classes"] = 1.into();
+    let err = refusal(&serde_json::from_value(value.clone()).unwrap(), &recipe());
+    let expected = "`Model.num_classes` expected at least 2, for the label of image 1, got 1";
+    assert!(err.contains(expected), "{err}");
+    value["num_classes"] = 2.into();
+    value["out_ch"] = 1.into();
     let err = refusal(&serde_json::from_value(value).unwrap(), &recipe());
-    assert!(err.contains("label of image 1") && err.contains("below 1, got 1"), "{err}");
+    assert!(err.contains("`Model.out_ch` expected 3, the channels of an image, got 1"), "{err}");
 }

@@ -47,6 +47,9 @@ impl TrainError {
                 "a lower learning rate, a longer warm-up, or stricter clipping of the gradient \
                  keeps a training from diverging",
             ),
+            Self::Recipe { key, .. } if key == "Model.image_size" => {
+                Some("`Dataset.image_size` is the side that images are resized to")
+            }
             Self::TooFewImages { .. } => Some("use a smaller batch, or more images"),
             _ => None,
         }

@@ -71,6 +71,14 @@ impl SampleFile {
         self.n_rows / self.repeats
     }
 
+    /// Values of a row of a space.
+    ///
+    /// # Errors
+    /// A space that is not there.
+    pub fn row_len(&mut self, space: Space) -> Result<usize, SamplesError> {
+        Ok(self.npz.shape(array(space))?.iter().skip(2).product())
+    }
+
     /// What the file was made with; empty in the reference's.
     pub fn comment(&self) -> &str {
         &self.comment

@@ -14,7 +14,7 @@ use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::Upsample;
-use super::check::Sizes;
+use super::check::{Sizes, check_groups};
 use super::{EpsModel, NetConfigError, Pass};
 use blocks::{
     AttentionBlock, BlockStyle, Downsample, ResBlock, normalise, timestep_embedding, zeroed_conv,
@@ -94,6 +94,7 @@ impl IddpmConfig {
             dropout: self.dropout,
         }
         .check()?;
+        check_groups("model_channels", self.model_channels)?;
         if self.channel_mult[0] != 1 {
             let got = &self.channel_mult;
             return fail("channel_mult", format!("expected 1 and more multiples, got {got:?}"));

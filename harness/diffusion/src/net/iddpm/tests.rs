@@ -153,6 +153,7 @@ fn a_configuration_that_makes_no_network_names_its_key() {
     check(json!({"num_heads_upsample": 3}), "`num_heads_upsample` expected to divide 64, got 3");
     check(json!({"image_size": 15}), "`image_size` expected to be halved 1 times, got 15");
     check(json!({"image_size": 0}), "`image_size` expected 1 to 65536, got 0");
+    check(json!({"model_channels": 48}), "`model_channels` expected a multiple of 32, got 48");
     check(json!({"num_heads": 0}), "`num_heads` expected 1 to 65536, got 0");
     check(json!({"channel_mult": [2]}), "`channel_mult` expected 1 and more multiples, got [2]");
     check(json!({"out_channels": 7}), "`out_channels` expected 3 to 6, got 7");
