@@ -59,7 +59,9 @@ impl RecordError {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space and start the same command again: what is finished is kept")
             }
-            Self::Write { .. } => Some("choose another folder with `--out`, or with `--cache` for what is prepared"),
+            Self::Write { .. } => {
+                Some("choose another folder with `--out`, or with `--cache` for what is prepared")
+            }
             Self::Malformed { .. } => Some("delete the file; `--force` makes it again"),
             Self::Read { .. } => None,
         }
