@@ -116,7 +116,10 @@ mod tests {
         std::fs::write(run.folder().root().join("scores"), "a file in the way").unwrap();
         let error = write_all(&board, run.folder()).unwrap_err();
         assert!(error.is_write_failure(), "{error:?}");
-        assert_eq!(error.hint(), Some("choose another folder with `--out`, or with `--cache` for what is prepared"));
+        assert_eq!(
+            error.hint(),
+            Some("choose another folder with `--out`, or with `--cache` for what is prepared")
+        );
 
         let error = Leaderboard::new(&RunFolder::new(run.folder().root().join("no"))).unwrap_err();
         assert!(!error.is_write_failure());
