@@ -1,7 +1,7 @@
 //! Optimisers with a state that can be saved: SGD with momentum, Adam and AdamW, as PyTorch
 //! defines them.
 //!
-//! On the CPU a step is one pass over each variable ([`update`]); on any other device the same is
+//! On the CPU a step is one pass over each variable (`update`); on any other device the same is
 //! said with candle's own operations, which the tests hold the pass against.
 
 mod update;
