@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::HumanDuration;
 use oodbench_datasets::{Progress, embedded};
 use oodbench_diffusion::checkpoint::{Given, LoadError, LoadedModel, load};
+use oodbench_diffusion::config::Config;
 use oodbench_diffusion::denoise::MOST_AT_ONCE;
 use oodbench_diffusion::picture::{Picture, PictureError};
 use oodbench_diffusion::sampler::{Indexing, Method, Sampler, TOLERANCE};
@@ -20,6 +21,7 @@ use rustix::fs::{Access, access};
 use crate::environment as env;
 use crate::exit::{Failure, SETUP, UNFORESEEN, WRITE_FAILED};
 use crate::observer::{ProgressMode, Talk};
+use crate::train::configuration;
 
 /// The network that is used when none is named.
 const EMBEDDED: &str = "glyphs/diffusion.safetensors";
@@ -109,7 +111,7 @@ impl DiffusionArgs {
     pub(crate) fn load(&self, steps: &Steps) -> Result<Network<'_>, Failure> {
         let device = oodbench_nn::device::device(&self.device).map_err(EngineError::from)?;
         let given = match &self.config {
-            Some(path) => Given::read(path).map_err(|error| setup(&error))?,
+            Some(path) => Given::from(&Config::read(path).map_err(configuration)?),
             None => Given::default(),
         };
         let file = match &self.weights {

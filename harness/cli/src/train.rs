@@ -155,7 +155,7 @@ fn device(name: &str) -> Result<Device, Failure> {
 }
 
 /// A configuration that cannot be read, or says something wrong.
-fn configuration(error: ConfigError) -> Failure {
+pub(crate) fn configuration(error: ConfigError) -> Failure {
     let code = if matches!(error.source, ConfigProblem::Read(_)) { SETUP } else { USAGE };
     Failure { message: chain(&error), hint: None, code }
 }

@@ -74,8 +74,10 @@ pub(super) fn batches(
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
             for batch in files.chunks(batch_size) {
-                let images: Result<Vec<RgbImage>, Failure> =
+                // Collected twice: the first file that fails is told of, not the fastest to fail.
+                let images: Vec<Result<RgbImage, Failure>> =
                     batch.par_iter().map(|path| read(path)).collect();
+                let images: Result<Vec<RgbImage>, Failure> = images.into_iter().collect();
                 let is_last = images.is_err();
                 // Nobody listens any more after an error of theirs.
                 if sender.send(images).is_err() || is_last {
