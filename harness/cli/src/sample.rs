@@ -7,7 +7,7 @@ use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_diffusion::sample::{Classes, Request, SampleError, sample};
 use oodbench_engine::text::chain;
 
-use crate::diffusion::{DiffusionArgs, check_folder, check_place, positive, write};
+use crate::diffusion::{DiffusionArgs, Steps, check_folder, check_place, positive, write};
 use crate::exit::{DONE, Failure, SETUP, UNFORESEEN, USAGE, print};
 
 /// So many images go into the grid at most.
@@ -97,37 +97,15 @@ pub(crate) fn run(args: &SampleArgs) -> Result<u8, Failure> {
         ));
     }
     let mut shown = Vec::new();
-    // A failure of ours on its way through the sampler, which takes any error for the caller's.
-    let mut failed = None;
-    steps.begin("sample", request.evaluations());
-    let outcome = sample(
-        &request,
-        &mut || {
-            steps.tick();
-            Ok(())
-        },
-        &mut |samples| {
-            let pictures = Picture::each(&samples.images, Range::Unit)?;
-            for (i, picture) in pictures.into_iter().enumerate() {
-                let path = args.out.join(format!("{:06}.png", samples.first + i));
-                if let Err(failure) = write(&picture, &path) {
-                    let message = failure.message.clone();
-                    failed = Some(failure);
-                    return Err(message.into());
-                }
-                if shown.len() < IN_GRID {
-                    shown.push(picture);
-                }
+    let seconds = sampled(&mut steps, &request, &mut |first, pictures| {
+        for (i, picture) in pictures.into_iter().enumerate() {
+            write(&picture, &args.out.join(format!("{:06}.png", first + i)))?;
+            if shown.len() < IN_GRID {
+                shown.push(picture);
             }
-            Ok(())
-        },
-    );
-    let seconds = steps.end();
-    match (outcome, failed) {
-        (Ok(()), _) => {}
-        (Err(_), Some(failure)) => return Err(failure),
-        (Err(error), None) => return Err(refused(&error)),
-    }
+        }
+        Ok(())
+    })?;
     let side = request.model.image_size();
     write(&Picture::collect(&shown, &Grid::new(8).legible(side)), &grid)?;
     let n = args.n;
@@ -162,6 +140,39 @@ fn of_another_sample(folder: &Path, numbers: &std::ops::Range<usize>) -> Option<
         let number = name.strip_suffix(".png").filter(|number| number.len() >= 6);
         number.and_then(|number| number.parse().ok()).is_some_and(|n| !numbers.contains(&n))
     })
+}
+
+/// Samples images and hands them over as pictures, with the number of the first; seconds that it
+/// took. A failure of `on_batch` comes back as it was.
+pub(crate) fn sampled(
+    steps: &mut Steps,
+    request: &Request<'_>,
+    on_batch: &mut dyn FnMut(usize, Vec<Picture>) -> Result<(), Failure>,
+) -> Result<f64, Failure> {
+    // On its way through the sampler, which takes any error for the caller's.
+    let mut failed = None;
+    steps.begin("sample", request.evaluations());
+    let outcome = sample(
+        request,
+        &mut || {
+            steps.tick();
+            Ok(())
+        },
+        &mut |samples| {
+            let pictures = Picture::each(&samples.images, Range::Unit)?;
+            on_batch(samples.first, pictures).map_err(|failure| {
+                let message = failure.message.clone();
+                failed = Some(failure);
+                message.into()
+            })
+        },
+    );
+    let seconds = steps.end();
+    match (outcome, failed) {
+        (Ok(()), _) => Ok(seconds),
+        (Err(_), Some(failure)) => Err(failure),
+        (Err(error), None) => Err(refused(&error)),
+    }
 }
 
 /// What the library says, with the remedy where there is one.

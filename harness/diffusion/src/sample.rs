@@ -25,8 +25,6 @@ pub enum SampleError {
     Class { n_classes: usize, got: u32 },
     #[error("class expected none for a network without classes, got {got}")]
     NoClasses { got: u32 },
-    #[error("classes expected one for each of {expected} images, got {got}")]
-    Listed { expected: usize, got: usize },
     #[error("image {image} expected finite pixels, got {got}")]
     NotFinite { image: usize, got: f32 },
     #[error("sample images {} to {}", images.start, images.end)]
@@ -40,8 +38,8 @@ pub enum SampleError {
     Caller(Refusal),
 }
 
-/// Which class an image is to show. A network without classes passes over all but [`Self::One`]
-/// and [`Self::Listed`], which it refuses.
+/// Which class an image is to show. A network without classes passes over all but
+/// [`Self::One`], which it refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Classes {
     /// Any, from the seed and the image's number.
@@ -50,8 +48,6 @@ pub enum Classes {
     RoundRobin,
     /// All images show this one.
     One(u32),
-    /// One for each image asked for, in their order.
-    Listed(Vec<u32>),
 }
 
 /// What to sample.
@@ -112,26 +108,18 @@ impl Request<'_> {
             }
             Classes::RoundRobin => (number % n_classes) as u32,
             Classes::One(class) => *class,
-            Classes::Listed(classes) => classes[number - self.images.start],
         }
     }
 
     /// Refuses classes that the network does not have, before the first image is made.
     fn check_classes(&self) -> Result<(), SampleError> {
         let n_classes = self.model.n_classes();
-        let asked = match &self.classes {
-            Classes::Random | Classes::RoundRobin => &[],
-            Classes::One(class) => std::slice::from_ref(class),
-            Classes::Listed(classes) if classes.len() != self.images.len() => {
-                let (expected, got) = (self.images.len(), classes.len());
-                return Err(SampleError::Listed { expected, got });
+        match self.classes {
+            Classes::One(got) if n_classes == 0 => Err(SampleError::NoClasses { got }),
+            Classes::One(got) if got as usize >= n_classes => {
+                Err(SampleError::Class { n_classes, got })
             }
-            Classes::Listed(classes) => &classes[..],
-        };
-        match asked.iter().find(|&&class| class as usize >= n_classes) {
-            Some(&got) if n_classes == 0 => Err(SampleError::NoClasses { got }),
-            Some(&got) => Err(SampleError::Class { n_classes, got }),
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -1,15 +1,14 @@
 //! A sample of a diffusion network as a set, measured as it is made.
 
 use oodbench_diffusion::fid::Moments;
-use oodbench_diffusion::picture::{Picture, Range};
-use oodbench_diffusion::sample::{Classes, Request, sample};
-use oodbench_engine::text::chain;
+use oodbench_diffusion::picture::Picture;
+use oodbench_diffusion::sample::{Classes, Request};
 use oodbench_nn::inception::{N_FEATURES, Pixels};
 
 use super::FidArgs;
 use super::set::Network;
 use crate::diffusion::Steps;
-use crate::exit::{Failure, SETUP};
+use crate::exit::Failure;
 
 /// The features of `count` images, rounded to 8 bits as `oodbench sample` writes them: the
 /// distance is that of its PNG files.
@@ -35,33 +34,10 @@ pub(super) fn sampled(
         device: &network.device,
     };
     let mut moments = Moments::new(N_FEATURES);
-    // A failure of ours on its way through the sampler, which takes any error for the caller's.
-    let mut failed = None;
-    steps.begin("sample", request.evaluations());
-    let outcome = sample(
-        &request,
-        &mut || {
-            steps.tick();
-            Ok(())
-        },
-        &mut |samples| {
-            let pictures = Picture::each(&samples.images, Range::Unit)?;
-            let pixels: Vec<Pixels<'_>> = pictures.iter().map(pixels).collect();
-            inception.gather(&pixels, &mut moments).map_err(|failure| {
-                let message = failure.message.clone();
-                failed = Some(failure);
-                message.into()
-            })
-        },
-    );
-    let seconds = steps.end();
-    match (outcome, failed) {
-        (Ok(()), _) => {}
-        (Err(_), Some(failure)) => return Err(failure),
-        (Err(error), None) => {
-            return Err(Failure { message: chain(&error), hint: None, code: SETUP });
-        }
-    }
+    let seconds = crate::sample::sampled(steps, &request, &mut |_, pictures| {
+        let pixels: Vec<Pixels<'_>> = pictures.iter().map(pixels).collect();
+        inception.gather(&pixels, &mut moments)
+    })?;
     let speed = count as f64 / seconds;
     steps.talk.note(&format!("{count} samples in {seconds:.1} s, {speed:.2} a second"));
     Ok(moments)

@@ -1,7 +1,7 @@
 //! What the U-Nets are made of.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_nn::{Init, VarBuilder};
 use oodbench_nn::kernels::{Activation, add, attention, conv2d, silu, upsample_2x};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
 use rand::RngExt;
@@ -173,6 +173,31 @@ impl Upsample {
         match &self.conv {
             Some(conv) => conv.forward(&xs),
             None => Ok(xs),
+        }
+    }
+}
+
+/// The embedding of the class, with one more for "no class"; absent in an unconditional network.
+pub(super) struct ClassEmbedding(Option<Tensor>);
+
+impl ClassEmbedding {
+    pub(super) fn new(n_classes: usize, channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let init = Init::Randn { mean: 0.0, stdev: 1.0 };
+        let table = (n_classes > 0)
+            .then(|| vb.get_with_hints((n_classes + 1, channels), "label_emb.weight", init));
+        Ok(Self(table.transpose()?))
+    }
+
+    /// `emb` plus that of each image's class.
+    ///
+    /// # Errors
+    /// Classes for a network that has none, or none for one that needs them.
+    pub(super) fn add_to(&self, emb: Tensor, y: Option<&Tensor>) -> Result<Tensor> {
+        match (&self.0, y) {
+            (Some(table), Some(y)) => emb + table.embedding(y)?,
+            (Some(_), None) => candle_core::bail!("a class-conditional network needs classes"),
+            (None, Some(_)) => candle_core::bail!("an unconditional network takes no classes"),
+            (None, None) => Ok(emb),
         }
     }
 }

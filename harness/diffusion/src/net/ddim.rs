@@ -11,7 +11,8 @@ use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{
-    AttnBlock, Downsample, ResnetBlock, TimeMlp, Upsample, normalise, timestep_embedding,
+    AttnBlock, ClassEmbedding, Downsample, ResnetBlock, TimeMlp, Upsample, normalise,
+    timestep_embedding,
 };
 use super::check::{Sizes, check_groups};
 use super::{EpsModel, NetConfigError, Pass};
@@ -75,7 +76,7 @@ impl Level {
 pub struct DdimUNet {
     config: DdimConfig,
     temb: TimeMlp,
-    label_emb: Option<Tensor>,
+    label_emb: ClassEmbedding,
     conv_in: Conv2d,
     down: Vec<(Level, Option<Downsample>)>,
     mid_block_1: ResnetBlock,
@@ -154,16 +155,9 @@ impl DdimUNet {
             up.push((this, upsample));
         }
 
-        let label_emb = if config.num_classes > 0 {
-            let init = Init::Randn { mean: 0.0, stdev: 1.0 };
-            let shape = (config.num_classes + 1, temb_ch);
-            Some(vb.get_with_hints(shape, "label_emb.weight", init)?)
-        } else {
-            None
-        };
         Ok(Self {
             temb: TimeMlp::new(ch, temb_ch, vb.pp("temb.dense"))?,
-            label_emb,
+            label_emb: ClassEmbedding::new(config.num_classes, temb_ch, &vb)?,
             conv_in: Conv2d::with_bias(
                 config.in_channels,
                 ch,
@@ -225,15 +219,9 @@ impl EpsModel for DdimUNet {
         mut pass: Pass<'_>,
     ) -> Result<Tensor> {
         let pass = &mut pass;
-        let mut temb = self.temb.forward(&timestep_embedding(t, self.config.ch)?)?;
-        match (&self.label_emb, y) {
-            (Some(table), Some(y)) => temb = (temb + table.embedding(y)?)?,
-            (Some(_), None) => candle_core::bail!("a class-conditional network needs classes"),
-            (None, Some(_)) => candle_core::bail!("an unconditional network takes no classes"),
-            (None, None) => {}
-        }
+        let temb = self.temb.forward(&timestep_embedding(t, self.config.ch)?)?;
         // Every block begins with the same non-linearity of it.
-        let temb = silu(&temb)?;
+        let temb = silu(&self.label_emb.add_to(temb, y)?)?;
 
         let mut skips = vec![self.conv_in.forward(x_t)?];
         for (level, downsample) in &self.down {

@@ -111,14 +111,6 @@ impl NetConfig {
         }
     }
 
-    /// Fraction of activations dropped in training.
-    pub fn dropout(&self) -> f64 {
-        match self {
-            Self::Ddim(config) => config.dropout,
-            Self::Iddpm(config) => config.dropout,
-        }
-    }
-
     /// What the side of an image must be a multiple of, so that every level halves it evenly. The
     /// network is convolutional: it runs on other sizes than it was trained on, if not as well.
     pub fn side_multiple(&self) -> usize {

@@ -111,7 +111,6 @@ fn classes_are_those_asked_for() {
     };
     check(Classes::RoundRobin, &[0, 1, 2, 0, 1, 2, 0]);
     check(Classes::One(2), &[2; 7]);
-    check(Classes::Listed(vec![1, 1, 0, 2, 0, 0, 1]), &[1, 1, 0, 2, 0, 0, 1]);
     let many = Request { images: 0..300, ..request(&CONDITIONAL, &schedule, Method::Ddim) };
     let drawn = run(&many).unwrap().1;
     for class in 0..3 {
@@ -159,11 +158,6 @@ fn what_cannot_be_sampled_is_refused() {
     let ddim = |model| request(model, &schedule, Method::Ddim);
     let classes = Classes::One(3);
     check(Request { classes, ..ddim(&CONDITIONAL) }, "class expected below 3, got 3");
-    let classes = Classes::Listed(vec![0; 6]);
-    check(
-        Request { classes, ..ddim(&CONDITIONAL) },
-        "classes expected one for each of 7 images, got 6",
-    );
     let plain = Analytic { n_classes: 0, factor: 0.6 };
     let classes = Classes::One(0);
     check(

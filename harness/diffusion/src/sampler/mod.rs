@@ -116,19 +116,13 @@ impl<'a> Sampler<'a> {
     /// How often `eps` is asked on the way from `start` to `end`.
     ///
     /// Of an adaptive method ([`Method::is_adaptive`]) nobody can tell: the number is that of
-    /// NDM4, which is good for a guess of the time that is left and nothing else. See
-    /// [`Sampler::exact_evaluations`].
+    /// NDM4, which is good for a guess of the time that is left and nothing else.
     pub fn evaluations(&self, start: i64, end: i64) -> usize {
         let strides = trajectory(self.schedule, self.sample_steps, start, end).len() - 1;
         match self.method.scheme() {
             Scheme::Strides(_, gradient) => gradient.evaluations(strides),
             Scheme::Adaptive => Gradient::Multistep4.evaluations(strides),
         }
-    }
-
-    /// [`Sampler::evaluations`] where they can be told beforehand.
-    pub fn exact_evaluations(&self, start: i64, end: i64) -> Option<usize> {
-        (!self.method.is_adaptive()).then(|| self.evaluations(start, end))
     }
 
     /// Moves `x` from state `start` to state `end`, down (denoising) or up (encoding), and returns

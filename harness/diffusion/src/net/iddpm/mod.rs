@@ -8,12 +8,12 @@
 mod blocks;
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 use oodbench_nn::kernels::{Activation, cat_channels, silu};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
 use serde::{Deserialize, Serialize};
 
-use super::blocks::Upsample;
+use super::blocks::{ClassEmbedding, Upsample};
 use super::check::{Sizes, check_groups};
 use super::{EpsModel, NetConfigError, Pass};
 use blocks::{
@@ -159,7 +159,7 @@ enum Down {
 pub struct IddpmUNet {
     config: IddpmConfig,
     time_embed: (Linear, Linear),
-    label_emb: Option<Tensor>,
+    label_emb: ClassEmbedding,
     conv_in: Conv2d,
     down: Vec<Down>,
     middle: (ResBlock, AttentionBlock, ResBlock),
@@ -237,13 +237,6 @@ impl IddpmUNet {
             }
         }
 
-        let label_emb = if config.num_classes > 0 {
-            let init = Init::Randn { mean: 0.0, stdev: 1.0 };
-            let shape = (config.num_classes + 1, emb_channels);
-            Some(vb.get_with_hints(shape, "label_emb.weight", init)?)
-        } else {
-            None
-        };
         let (three, vb_time, vb_out) = (ConvShape::three(1), vb.pp("time_embed"), vb.pp("out"));
         let conv_in = vb_down.pp(0).pp(0);
         Ok(Self {
@@ -251,7 +244,7 @@ impl IddpmUNet {
                 Linear::new(config.model_channels, emb_channels, vb_time.pp(0))?,
                 Linear::new(emb_channels, emb_channels, vb_time.pp(2))?,
             ),
-            label_emb,
+            label_emb: ClassEmbedding::new(config.num_classes, emb_channels, &vb)?,
             conv_in: Conv2d::with_bias(config.in_channels, config.model_channels, three, conv_in)?,
             down,
             middle,
@@ -267,14 +260,8 @@ impl IddpmUNet {
     fn embedding(&self, t: &Tensor, y: Option<&Tensor>) -> Result<Tensor> {
         let (first, second) = &self.time_embed;
         let emb = timestep_embedding(t, self.config.model_channels)?;
-        let mut emb = second.forward(&silu(&first.forward(&emb)?)?)?;
-        match (&self.label_emb, y) {
-            (Some(table), Some(y)) => emb = (emb + table.embedding(y)?)?,
-            (Some(_), None) => candle_core::bail!("a class-conditional network needs classes"),
-            (None, Some(_)) => candle_core::bail!("an unconditional network takes no classes"),
-            (None, None) => {}
-        }
-        silu(&emb)
+        let emb = second.forward(&silu(&first.forward(&emb)?)?)?;
+        silu(&self.label_emb.add_to(emb, y)?)
     }
 }
 
