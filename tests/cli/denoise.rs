@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use candle_core::{Device, Tensor};
 use oodbench_diffusion::denoise::samples::SampleFile;
 use oodbench_diffusion::denoise::{Change, Mode, Space};
-use oodbench_diffusion::npz::{Npz, NpzWriter, Values};
 use oodbench_diffusion::picture::{Picture, Range};
+use oodbench_nn::npz::{Npz, NpzWriter, Values};
 use oodbench_tests::binary::{Ran, Scene};
 
 /// Samples of a few images of the embedded benchmark, seconds long.

@@ -8,10 +8,10 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use oodbench_diffusion::fid::Statistics;
-use oodbench_diffusion::npz::{NpzWriter, Values};
 use oodbench_diffusion::picture::{Picture, Range};
 use oodbench_nn::formula;
 use oodbench_nn::inception::Inception;
+use oodbench_nn::npz::{NpzWriter, Values};
 use oodbench_tests::binary::{Ran, Scene};
 
 const DIFFUSION: &str =

@@ -106,6 +106,10 @@ impl ParamKind {
     /// it. A detector with such a parameter offers [`crate::extension::VARIANTS`]. No file has it.
     pub const READOUT: Self = Self(1 << 16);
 
+    /// A flag on [`ParamKind::ASSET`]: the parameter is a list of files, any number of them. The
+    /// host gives the path of the first under `NAME.0`, of the second under `NAME.1`, and so on.
+    pub const MANY: Self = Self(1 << 17);
+
     /// Both together: a type and flags.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -123,6 +127,11 @@ impl ParamKind {
         self.0 & Self::READOUT.0 != 0
     }
 
+    /// Whether the flag [`ParamKind::MANY`] is set.
+    pub const fn is_many(self) -> bool {
+        self.0 & Self::MANY.0 != 0
+    }
+
     /// How the type is called in help texts.
     pub fn name(self) -> &'static str {
         match self.without_flags() {
@@ -131,6 +140,7 @@ impl ParamKind {
             Self::BOOLEAN => "boolean",
             Self::TEXT => "text",
             Self::LIST => "list",
+            Self::ASSET if self.is_many() => "list of files",
             Self::ASSET => "file",
             _ => "unknown",
         }

@@ -3,7 +3,8 @@
 //! A descriptor carries one as JSON; the conformance check fits the detector on it and compares.
 //! Where a detector asks for services, they are those of the **example classifier**: its features
 //! are the mean of each of the three channels of an image, its logits the head applied to them,
-//! and its only layer, `input`, is the image itself.
+//! and its layer `input` is the image itself. Further heads that the example states are layers too,
+//! by name; a detector needs of every classifier the further heads that its example has.
 //!
 //! # What the check hands over
 //!
@@ -18,6 +19,8 @@
 //! - Besides the batch itself the check scores a longer one, the batch and after it each row once
 //!   more in reverse order, to see whether scores depend on their neighbours.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A worked example. Matrices are lists of rows; whatever a detector does not need stays empty.
@@ -30,6 +33,8 @@ pub struct Example {
     pub head_weight: Vec<Vec<f32>>,
     /// Bias of the last layer.
     pub head_bias: Vec<f32>,
+    /// Further heads by the name of their layer.
+    pub heads: BTreeMap<String, ExampleHead>,
     /// In-distribution training images.
     pub train: ExampleSplit,
     /// In-distribution validation images.
@@ -42,6 +47,16 @@ pub struct Example {
     pub scores: Vec<f32>,
     /// How far a score may be off, relative to the greatest score's size.
     pub tolerance: f32,
+}
+
+/// A linear layer on the features.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExampleHead {
+    /// A row for each output, as many columns as there are features.
+    pub weight: Vec<Vec<f32>>,
+    /// As many as rows.
+    pub bias: Vec<f32>,
 }
 
 /// Images of an example. Logits and features that are left empty follow from the images by the

@@ -21,3 +21,32 @@ pub const LOAD_STATE: &str = "oodbench.state.load/1";
 ///
 /// [`VariantFault`]: crate::descriptor::VariantFault
 pub const VARIANTS: &str = "oodbench.variants/1";
+
+/// Host: how the classifier normalises images in `[0, 1]` (`Needs::FORWARD`, `Needs::GRADIENT` or
+/// `Needs::LAYERS`). Input: nothing. Output: a [`Normalisation`] as JSON.
+///
+/// [`Normalisation`]: crate::message::Normalisation
+pub const NORMALISATION: &str = "oodbench.normalisation/1";
+
+/// Host: what the names of [`Host::layer_names`](crate::Host::layer_names) stand for
+/// (`Needs::LAYERS`). Input: nothing. Output: [`LayerGroups`] as JSON.
+///
+/// [`LayerGroups`]: crate::message::LayerGroups
+pub const LAYER_GROUPS: &str = "oodbench.layer-groups/1";
+
+/// Host: logits and features of activations put in place of those of a stage (`Needs::FORWARD` and
+/// `Needs::LAYERS`). Input: a [message](crate::message) with the header [`ForwardFrom`] and the
+/// activations. Output: one with the header [`ForwardSizes`], logits and features.
+///
+/// [`ForwardFrom`]: crate::message::ForwardFrom
+/// [`ForwardSizes`]: crate::message::ForwardSizes
+pub const FORWARD_FROM: &str = "oodbench.forward-from/1";
+
+/// Host: logits and features that another classifier gives for images in `[0, 1]`
+/// (`Needs::FORWARD` and `Needs::ASSETS`). Its weights are a file that a parameter names. Input: a
+/// [message](crate::message) with the header [`ForwardWith`] and the images. Output: one with the
+/// header [`ForwardSizes`], logits and features.
+///
+/// [`ForwardWith`]: crate::message::ForwardWith
+/// [`ForwardSizes`]: crate::message::ForwardSizes
+pub const FORWARD_WITH: &str = "oodbench.forward-with/1";

@@ -35,6 +35,7 @@ pub mod error;
 pub mod example;
 pub mod extension;
 pub mod host;
+pub mod message;
 pub mod pack;
 pub mod view;
 
@@ -42,7 +43,7 @@ pub use abi_stable;
 pub use descriptor::{Descriptor, Needs, Param, ParamKind, VariantFault};
 pub use detector::{Detector, Detector_TO, DetectorBox, FitData, ScoreBatch};
 pub use error::{ErrorCode, RawError, RawResult};
-pub use example::{Example, ExampleSplit};
+pub use example::{Example, ExampleHead, ExampleSplit};
 pub use host::{ForwardOutputs, Head, Host, Host_TO, HostBox, LogLevel, NamedTensor};
 pub use pack::{Pack, PackInfo, PackRef};
 pub use view::{SplitId, SplitView, TensorView};

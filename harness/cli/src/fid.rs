@@ -12,10 +12,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use oodbench_diffusion::fid::{FidError, frechet_distance};
-use oodbench_diffusion::npz::{NpzError, NpzWriter};
 use oodbench_engine::EngineError;
 use oodbench_engine::text::chain;
 use oodbench_nn::inception::{FILE_HINT, N_FEATURES};
+use oodbench_nn::npz::{NpzError, NpzWriter};
 
 use crate::diffusion::{DiffusionArgs, positive};
 use crate::exit::{DONE, Failure, SETUP, WRITE_FAILED, print};

@@ -7,7 +7,6 @@ pub mod fid;
 pub mod guidance;
 pub mod interpolate;
 pub mod net;
-pub mod npz;
 pub mod picture;
 pub mod sample;
 pub mod sampler;

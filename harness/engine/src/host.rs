@@ -1,19 +1,25 @@
 //! The services that a worker offers to its detector, as far as the descriptor asks for them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RSliceMut, RStr, RString, RVec};
+use oodbench_abi::message::{LayerGroups, Normalisation};
 use oodbench_abi::{
     ErrorCode, ForwardOutputs, Head, Host, LogLevel, NamedTensor, Needs, RawError, RawResult,
     SplitId, TensorView,
 };
 use oodbench_datasets::Pack;
 use oodbench_nn::classifier::Classifier;
+use oodbench_nn::device::device;
 
 use crate::bank::HeadFile;
-use crate::classifier::ClassifierRef;
+use crate::check::memory::{MemoryTensor, bad_input};
+use crate::check::network::{self, failed};
+use crate::classifier::{ClassifierRef, load_other};
+use crate::extension::{Extended, answer, check_needs};
 use crate::image::write_images;
 use crate::job::Event;
 
@@ -30,14 +36,18 @@ pub struct WorkerHost {
     pub(crate) threads: usize,
     pub(crate) device: String,
     pub(crate) assets: BTreeMap<String, PathBuf>,
-    pub(crate) head: PathBuf,
-    pub(crate) classifier: ClassifierRef,
+    /// Absent where it was not exported.
+    pub(crate) head: Option<PathBuf>,
+    /// Absent where features were exported and there is none to run.
+    pub(crate) classifier: Option<ClassifierRef>,
     pub(crate) loaded: Mutex<Option<Arc<Classifier>>>,
+    /// Classifiers that parameters name, by their files.
+    pub(crate) others: Mutex<BTreeMap<PathBuf, Arc<Classifier>>>,
     pub(crate) train: Option<Arc<Pack>>,
     pub(crate) val: Option<Arc<Pack>>,
     pub(crate) val_ood: Option<Arc<Pack>>,
-    /// Height and width of all images.
-    pub(crate) size: (usize, usize),
+    /// Height and width of all images, if there are images.
+    pub(crate) size: Option<(usize, usize)>,
     pub(crate) say: Say,
 }
 
@@ -50,22 +60,85 @@ fn raw<T>(result: Outcome<T>) -> RawResult<T> {
     }
 }
 
-fn failed(error: impl std::error::Error) -> RawError {
-    RawError::new(ErrorCode::FAILED, crate::text::chain(&error))
+/// Images of a detector's own: their number, height and width, and values.
+struct Images<'a> {
+    n: usize,
+    size: (usize, usize),
+    values: &'a [f32],
 }
 
-fn bad_input(message: String) -> RawError {
-    RawError::new(ErrorCode::BAD_INPUT, message)
+impl<'a> Images<'a> {
+    fn new(images: TensorView<'a>) -> Outcome<Self> {
+        let (n, size) = match *images.shape.as_slice() {
+            [n, 3, height, width] if images.is_valid() => (n, (height, width)),
+            ref shape => {
+                return Err(bad_input(format!(
+                    "images expected [n, 3, height, width], got {shape:?}"
+                )));
+            }
+        };
+        let values = images.data.as_slice();
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(bad_input("images expected finite values".to_owned()));
+        }
+        Ok(Self { n, size, values })
+    }
+
+    /// The images with these numbers.
+    fn part(&self, range: &Range<usize>) -> &'a [f32] {
+        let image = 3 * self.size.0 * self.size.1;
+        &self.values[range.start * image..range.end * image]
+    }
+}
+
+/// The rows that the classifier takes at once, of so many.
+fn parts(n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(FORWARD_BATCH).map(move |first| first..(first + FORWARD_BATCH).min(n))
+}
+
+/// Logits and features of parts one after the other.
+fn joined(parts: impl Iterator<Item = Outcome<ForwardOutputs>>) -> Outcome<ForwardOutputs> {
+    let mut all = ForwardOutputs { logits: RVec::new(), features: RVec::new() };
+    for outputs in parts {
+        let ForwardOutputs { logits, features } = outputs?;
+        all.logits.extend(logits);
+        all.features.extend(features);
+    }
+    Ok(all)
 }
 
 impl WorkerHost {
     fn offers(&self, need: Needs, service: &str) -> Outcome<()> {
-        if self.needs.contains(need) {
-            return Ok(());
+        check_needs(self.needs, need, service)
+    }
+
+    fn path(&self, asset: &str) -> Outcome<&Path> {
+        self.assets.get(asset).map(PathBuf::as_path).ok_or_else(|| {
+            let message = format!("parameter `{asset}` expected a file, got none");
+            RawError::new(ErrorCode::BAD_PARAMETER, message)
+        })
+    }
+
+    /// The classifier whose weights are a file that a parameter names; it stays loaded.
+    fn other(&self, asset: &str) -> Outcome<Arc<Classifier>> {
+        let path = self.path(asset)?;
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(classifier) = others.get(path) {
+            return Ok(Arc::clone(classifier));
         }
-        let name = need.names().join(", ");
-        let message = format!("service `{service}` was not asked for: add `{name}` to the needs");
-        Err(RawError::new(ErrorCode::UNAVAILABLE, message))
+        let &ClassifierRef { n_classes, normalisation, .. } = self.known_classifier()?;
+        let device = device(&self.device).map_err(failed)?;
+        let classifier = load_other(path, n_classes, normalisation, &device).map_err(failed)?;
+        let classifier = Arc::new(classifier);
+        others.insert(path.to_owned(), Arc::clone(&classifier));
+        Ok(classifier)
+    }
+
+    fn known_classifier(&self) -> Outcome<&ClassifierRef> {
+        self.classifier.as_ref().ok_or_else(|| {
+            let message = "this run has exported features, and no classifier to run".to_owned();
+            RawError::new(ErrorCode::UNAVAILABLE, message)
+        })
     }
 
     fn classifier(&self) -> Outcome<Arc<Classifier>> {
@@ -73,7 +146,7 @@ impl WorkerHost {
         if let Some(classifier) = &*loaded {
             return Ok(Arc::clone(classifier));
         }
-        let classifier = Arc::new(self.classifier.load(&self.device).map_err(failed)?);
+        let classifier = Arc::new(self.known_classifier()?.load(&self.device).map_err(failed)?);
         *loaded = Some(Arc::clone(&classifier));
         Ok(classifier)
     }
@@ -91,47 +164,9 @@ impl WorkerHost {
         })
     }
 
-    /// Calls `f` with each part of a batch of images and its size.
-    fn in_parts(
-        &self,
-        images: TensorView<'_>,
-        mut f: impl FnMut(&Classifier, &[f32], (usize, usize), std::ops::Range<usize>) -> Outcome<()>,
-    ) -> Outcome<usize> {
-        let (n, height, width) = match *images.shape.as_slice() {
-            [n, 3, height, width] if images.is_valid() => (n, height, width),
-            ref shape => {
-                return Err(bad_input(format!(
-                    "images expected [n, 3, height, width], got {shape:?}"
-                )));
-            }
-        };
-        let values = images.data.as_slice();
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(bad_input("images expected finite values".to_owned()));
-        }
-        let classifier = self.classifier()?;
-        let image = 3 * height * width;
-        for first in (0..n).step_by(FORWARD_BATCH) {
-            let range = first..(first + FORWARD_BATCH).min(n);
-            let part = &values[range.start * image..range.end * image];
-            f(&classifier, part, (height, width), range)?;
-        }
-        Ok(n)
-    }
-
     fn do_forward(&self, images: TensorView<'_>) -> Outcome<ForwardOutputs> {
         self.offers(Needs::FORWARD, "forward")?;
-        let (mut logits, mut features) = (RVec::new(), RVec::new());
-        self.in_parts(images, |classifier, part, size, _| {
-            let outputs = classifier.forward(part, size).map_err(failed)?;
-            for (all, tensor) in [(&mut logits, outputs.logits), (&mut features, outputs.features)]
-            {
-                let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>());
-                all.extend(values.map_err(failed)?);
-            }
-            Ok(())
-        })?;
-        Ok(ForwardOutputs { logits, features })
+        forward(&*self.classifier()?, &Images::new(images)?)
     }
 
     fn do_vjp(
@@ -141,46 +176,46 @@ impl WorkerHost {
         cotangent: TensorView<'_>,
     ) -> Outcome<RVec<f32>> {
         self.offers(Needs::GRADIENT, "vjp")?;
-        let n = images.shape.first().copied().unwrap_or(0);
+        let images = Images::new(images)?;
+        let n = images.n;
         if !cotangent.is_valid() || cotangent.shape.first() != Some(&n) {
             let shape = cotangent.shape.as_slice();
             return Err(bad_input(format!("cotangent expected [{n}, …], got {shape:?}")));
         }
+        let classifier = self.classifier()?;
         let values = cotangent.data.as_slice();
         let row = values.len().checked_div(n).unwrap_or(0);
-        let mut gradient = RVec::with_capacity(images.data.len());
-        self.in_parts(images, |classifier, part, size, range| {
+        let mut gradient = RVec::with_capacity(images.values.len());
+        for range in parts(n) {
             let of_part = &values[range.start * row..range.end * row];
-            gradient.extend(classifier.vjp(part, size, at, of_part).map_err(failed)?);
-            Ok(())
-        })?;
+            let part = classifier.vjp(images.part(&range), images.size, at, of_part);
+            gradient.extend(part.map_err(failed)?);
+        }
         Ok(gradient)
     }
 
     fn do_layers(&self, images: TensorView<'_>, names: &[String]) -> Outcome<RVec<NamedTensor>> {
         self.offers(Needs::LAYERS, "layers")?;
+        let images = Images::new(images)?;
+        let classifier = self.classifier()?;
         let mut layers: Vec<NamedTensor> = Vec::new();
-        let n = self.in_parts(images, |classifier, part, size, _| {
-            let mut taken = classifier.layers(part, size, names).map_err(failed)?;
-            for (i, name) in names.iter().enumerate() {
-                let tensor = taken
-                    .remove(name)
-                    .ok_or_else(|| bad_input(format!("layer `{name}` was named twice")))?;
-                let values =
-                    tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(failed)?;
-                match layers.get_mut(i) {
-                    Some(layer) => layer.data.extend(values),
-                    None => layers.push(NamedTensor {
-                        name: name.as_str().into(),
-                        data: values.into(),
-                        shape: tensor.dims().to_vec().into(),
-                    }),
+        for range in parts(images.n) {
+            let part = network::layers(&classifier, images.part(&range), images.size, names)?;
+            if layers.is_empty() {
+                let named = |(name, tensor): (&String, MemoryTensor)| NamedTensor {
+                    name: name.as_str().into(),
+                    data: tensor.data.into(),
+                    shape: tensor.shape.into(),
+                };
+                layers = names.iter().zip(part).map(named).collect();
+            } else {
+                for (layer, tensor) in layers.iter_mut().zip(part) {
+                    layer.data.extend(tensor.data);
                 }
             }
-            Ok(())
-        })?;
+        }
         for layer in &mut layers {
-            layer.shape[0] = n;
+            layer.shape[0] = images.n;
         }
         Ok(layers.into())
     }
@@ -204,7 +239,11 @@ impl WorkerHost {
 
     fn do_head(&self) -> Outcome<Head> {
         self.offers(Needs::HEAD, "head")?;
-        let head = HeadFile::open(&self.head).map_err(failed)?;
+        let Some(path) = &self.head else {
+            let message = "the head was not exported".to_owned();
+            return Err(RawError::new(ErrorCode::UNAVAILABLE, message));
+        };
+        let head = HeadFile::open(path).map_err(failed)?;
         Ok(Head {
             weight: head.weight.into(),
             bias: head.bias.into(),
@@ -243,15 +282,8 @@ impl Host for WorkerHost {
     }
 
     fn asset(&self, name: RStr<'_>) -> RawResult<RString> {
-        raw(self.offers(Needs::ASSETS, "asset").and_then(|()| {
-            match self.assets.get(name.as_str()) {
-                Some(path) => Ok(path.display().to_string().into()),
-                None => Err(RawError::new(
-                    ErrorCode::BAD_PARAMETER,
-                    format!("parameter `{name}` expected a file, got none"),
-                )),
-            }
-        }))
+        let path = self.offers(Needs::ASSETS, "asset").and_then(|()| self.path(name.as_str()));
+        raw(path.map(|path| path.display().to_string().into()))
     }
 
     fn head(&self) -> RawResult<Head> {
@@ -263,8 +295,13 @@ impl Host for WorkerHost {
     }
 
     fn image_shape(&self) -> RawResult<RVec<usize>> {
-        let (height, width) = self.size;
-        raw(self.offers(Needs::IMAGES, "image_shape").map(|()| RVec::from(vec![3, height, width])))
+        raw(self.offers(Needs::IMAGES, "image_shape").and_then(|()| {
+            let (height, width) = self.size.ok_or_else(|| {
+                let message = "this run has exported features, and no images".to_owned();
+                RawError::new(ErrorCode::UNAVAILABLE, message)
+            })?;
+            Ok(RVec::from(vec![3, height, width]))
+        }))
     }
 
     fn forward(&self, images: TensorView<'_>) -> RawResult<ForwardOutputs> {
@@ -291,8 +328,50 @@ impl Host for WorkerHost {
         raw(self.do_layers(images, &names))
     }
 
-    fn extension(&self, id: RStr<'_>, _input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
-        let message = format!("unknown extension `{id}`");
-        RResult::RErr(RawError::new(ErrorCode::UNSUPPORTED, message))
+    fn extension(&self, id: RStr<'_>, input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
+        raw(answer(self, id.as_str(), input.as_slice()))
     }
 }
+
+impl Extended for WorkerHost {
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    fn normalisation(&self) -> Outcome<Normalisation> {
+        // Known without loading the network.
+        let own = self.known_classifier()?.normalisation;
+        Ok(Normalisation { mean: own.mean, std: own.std })
+    }
+
+    fn layer_groups(&self) -> Outcome<LayerGroups> {
+        Ok(network::groups(self.classifier()?.tapped()))
+    }
+
+    fn forward_from(&self, at: &str, activation: &MemoryTensor) -> Outcome<ForwardOutputs> {
+        let classifier = self.classifier()?;
+        let row = activation.row_len();
+        joined(parts(activation.n_rows()).map(|range| {
+            let mut shape = activation.shape.clone();
+            shape[0] = range.len();
+            let part = &activation.data[range.start * row..range.end * row];
+            network::outputs(&classifier.forward_from(at, part, &shape).map_err(failed)?)
+        }))
+    }
+
+    fn forward_with(&self, asset: &str, images: &MemoryTensor) -> Outcome<ForwardOutputs> {
+        let classifier = self.other(asset)?;
+        let size = (images.shape[2], images.shape[3]);
+        forward(&classifier, &Images { n: images.n_rows(), size, values: &images.data })
+    }
+}
+
+fn forward(classifier: &Classifier, images: &Images<'_>) -> Outcome<ForwardOutputs> {
+    joined(parts(images.n).map(|range| {
+        let outputs = classifier.forward(images.part(&range), images.size);
+        network::outputs(&outputs.map_err(failed)?)
+    }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
-use oodbench_abi::{DetectorBox, ErrorCode, Host_TO, HostBox, Needs, RawError};
+use oodbench_abi::{DetectorBox, ErrorCode, Host_TO, HostBox, RawError};
 use oodbench_datasets::Pack as Images;
 use oodbench_record::{Outcome, RunFolder};
 
@@ -19,6 +19,7 @@ use crate::error::EngineError;
 use crate::host::{Say, WorkerHost};
 use crate::job::{Event, Job, SetFiles};
 use crate::pack::Pack;
+use crate::set::SetData;
 use crate::text::chain;
 
 pub use score::image_key;
@@ -61,19 +62,21 @@ fn failed(what: &str, error: &RawError) -> Stop {
 
 fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), Stop> {
     let start = Instant::now();
-    let open = |files: &Option<SetFiles>| -> Result<Option<Arc<Images>>, EngineError> {
-        files.as_ref().map(|files| Ok(Arc::new(Images::open(&files.pack)?))).transpose()
-    };
+    let open = |files: &Option<SetFiles>| files.as_ref().map(SetData::open).transpose();
     let needs = job.detector.needs;
-    let (train, val, val_ood) =
-        (open(&job.fit.train)?, open(&job.fit.val)?, open(&job.fit.val_ood)?);
+    let splits = fit::Splits {
+        train: open(&job.fit.train)?,
+        val: open(&job.fit.val)?,
+        val_ood: open(&job.fit.val_ood)?,
+    };
     let size = match job.cells.first() {
         Some(cell) => {
-            let images = Images::open(&cell.files.pack).map_err(EngineError::from)?;
-            (images.height() as usize, images.width() as usize)
+            let size = |images: &Images| (images.height() as usize, images.width() as usize);
+            SetData::open(&cell.files)?.images().map(|images| size(images))
         }
         None => return Ok(()),
     };
+    let images = |set: &Option<SetData>| set.as_ref().and_then(SetData::images).cloned();
     let host = || -> HostBox {
         let host = WorkerHost {
             needs,
@@ -84,9 +87,10 @@ fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), S
             head: job.head.clone(),
             classifier: job.classifier.clone(),
             loaded: Mutex::new(None),
-            train: train.clone(),
-            val: val.clone(),
-            val_ood: val_ood.clone(),
+            others: Mutex::default(),
+            train: images(&splits.train),
+            val: images(&splits.val),
+            val_ood: images(&splits.val_ood),
             size,
             say: keeping_warnings(say, warnings),
         };
@@ -96,8 +100,6 @@ fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), S
     let pack = Pack::open(&job.library).map_err(EngineError::from)?;
     let (mut detector, refused) = create(job, &pack, &host)?;
     let opened = start.elapsed().as_secs_f64();
-    let (train, val, val_ood) = (train.clone(), val.clone(), val_ood.clone());
-    let splits = fit::Splits { train, val, val_ood };
     let fit_wall_s = opened + fit::fit_or_restore(job, &mut detector, &splits)?;
     say(Event::Fitted { wall_s: fit_wall_s });
 
@@ -153,11 +155,6 @@ fn keeping_warnings(say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Say {
         }
         say(event);
     })
-}
-
-/// Whether a detector looks at the classifier's outputs.
-fn reads_bank(needs: Needs) -> bool {
-    needs.contains(Needs::LOGITS) || needs.contains(Needs::FEATURES)
 }
 
 /// The greatest resident memory of this process so far, in bytes, where the system tells.

@@ -13,6 +13,7 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use half::{bf16, f16};
 use oodbench_pickle::torch::{Dtype, StateDictError, TorchError, TorchFile};
+use safetensors::tensor::Metadata;
 use safetensors::{SafeTensorError, SafeTensors};
 
 /// What reading a checkpoint fails with.
@@ -58,6 +59,36 @@ pub enum CheckpointError {
         #[source]
         source: candle_core::Error,
     },
+}
+
+/// The names and shapes of a file's floating-point tensors. Their values are not looked at.
+///
+/// # Errors
+/// See [`CheckpointError`].
+pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, CheckpointError> {
+    let bytes = std::fs::read(path)
+        .map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    match Format::of(&bytes) {
+        Format::Safetensors => {
+            let header = safetensors_header(&bytes, path)?;
+            let tensors = header.tensors().into_iter();
+            let floating = tensors.filter(|(_, info)| torch_dtype(info.dtype).is_some());
+            Ok(floating.map(|(name, info)| (name, info.shape.clone())).collect())
+        }
+        Format::Torch => {
+            let path = path.to_owned();
+            let file = TorchFile::parse(&bytes)
+                .map_err(|source| CheckpointError::Torch { path: path.clone(), source })?;
+            let entries = file.state_dict();
+            let entries =
+                entries.map_err(|source| CheckpointError::NoStateDict { path, source })?;
+            let entries = entries.into_iter().filter(|(_, tensor)| is_floating(tensor.dtype));
+            Ok(entries.map(|(name, tensor)| (name, tensor.shape.clone())).collect())
+        }
+        Format::Unknown(found) => {
+            Err(CheckpointError::UnknownFormat { path: path.to_owned(), found })
+        }
+    }
 }
 
 /// The floating-point tensors of a checkpoint by name, and the text beside them.
@@ -214,25 +245,45 @@ type Values = (Vec<usize>, Vec<f32>);
 /// The tensors of a file by name, and the text beside them.
 type Content = (Vec<(String, Values)>, HashMap<String, String>);
 
-fn read_safetensors(bytes: &[u8], path: &Path) -> Result<Content, CheckpointError> {
-    let fail = |source| match source {
+/// PyTorch's name of a floating-point type.
+fn torch_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
+    use safetensors::Dtype as D;
+    match dtype {
+        D::F16 => Some(Dtype::F16),
+        D::BF16 => Some(Dtype::BF16),
+        D::F32 => Some(Dtype::F32),
+        D::F64 => Some(Dtype::F64),
+        _ => None,
+    }
+}
+
+fn is_floating(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
+}
+
+fn safetensors_failure(source: SafeTensorError, bytes: &[u8], path: &Path) -> CheckpointError {
+    match source {
         SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer => {
             CheckpointError::Length { path: path.to_owned(), got: bytes.len() }
         }
         source => CheckpointError::Safetensors { path: path.to_owned(), source },
-    };
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(fail)?;
-    let file = SafeTensors::deserialize(bytes).map_err(fail)?;
+    }
+}
+
+/// The header of a file that is as long as its header says.
+fn safetensors_header(bytes: &[u8], path: &Path) -> Result<Metadata, CheckpointError> {
+    let read = SafeTensors::read_metadata(bytes);
+    let (_, header) = read.map_err(|source| safetensors_failure(source, bytes, path))?;
+    Ok(header)
+}
+
+fn read_safetensors(bytes: &[u8], path: &Path) -> Result<Content, CheckpointError> {
+    let header = safetensors_header(bytes, path)?;
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|source| safetensors_failure(source, bytes, path))?;
     let mut tensors = Vec::new();
     for (name, view) in file.tensors() {
-        use safetensors::Dtype as D;
-        let dtype = match view.dtype() {
-            D::F16 => Dtype::F16,
-            D::BF16 => Dtype::BF16,
-            D::F32 => Dtype::F32,
-            D::F64 => Dtype::F64,
-            _ => continue,
-        };
+        let Some(dtype) = torch_dtype(view.dtype()) else { continue };
         tensors.push((name.to_owned(), (view.shape().to_vec(), to_f32(dtype, view.data()))));
     }
     Ok((tensors, header.metadata().clone().unwrap_or_default()))
@@ -246,7 +297,7 @@ fn read_torch(bytes: &[u8], path: &Path) -> Result<Vec<(String, Values)>, Checkp
         .map_err(|source| CheckpointError::NoStateDict { path: path.to_owned(), source })?;
     let mut tensors = Vec::new();
     for (name, tensor) in entries {
-        if matches!(tensor.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) {
+        if is_floating(tensor.dtype) {
             let data = file.read_tensor(&tensor).map_err(fail)?;
             tensors.push((name, (tensor.shape.clone(), to_f32(tensor.dtype, &data))));
         }

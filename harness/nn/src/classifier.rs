@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Result, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::arch::{Architecture, FAMILIES, Network, Outputs, Taps};
+use crate::arch::{FAMILIES, Layer, Network, Outputs, Taps};
 use crate::checkpoint::{CheckpointError, StateDict};
+use crate::heads::Variant;
 use crate::layers::Mode;
 
 /// Mean and standard deviation of each channel, for images in `[0, 1]`.
@@ -81,6 +82,8 @@ pub struct ClassifierSpec {
     pub classes: Option<usize>,
     /// Normalisation that the file was trained with, if stated.
     pub normalisation: Option<Normalisation>,
+    /// Groups of classes with a logit for "none of these" before each, in the order of the logits.
+    pub groups: Option<Vec<Vec<usize>>>,
 }
 
 /// The table of a classifier's TOML file.
@@ -92,6 +95,7 @@ struct SpecFile {
     classes: Option<usize>,
     mean: Option<[f32; 3]>,
     std: Option<[f32; 3]>,
+    groups: Option<Vec<Vec<usize>>>,
 }
 
 /// What a classifier fails with.
@@ -117,6 +121,8 @@ pub enum ClassifierError {
     UnknownWeights { path: PathBuf },
     #[error("load checkpoint `{}`: expected architecture `{expected}`, got `{found}`", path.display())]
     OtherArchitecture { path: PathBuf, expected: String, found: String },
+    #[error("load checkpoint `{}`: `groups` expected {expected}, got {got}", path.display())]
+    BadGroups { path: PathBuf, expected: String, got: String },
     #[error("load checkpoint `{}`: `{key}` expected [{expected}, {features}], got [{found}, {features}]", path.display())]
     OtherClasses { path: PathBuf, key: String, expected: usize, found: usize, features: usize },
     #[error("load checkpoint `{}` as `{arch}`", path.display())]
@@ -138,8 +144,16 @@ impl ClassifierError {
                 let names: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
                 Some(format!("architectures are {}", names.join(", ")))
             }
-            Self::OtherClasses { found, .. } => {
-                Some(format!("choose a benchmark of {found} classes, or another checkpoint"))
+            Self::OtherClasses { expected, found, .. } => {
+                // Each group of MOS has a class at least.
+                let grouped = match found.checked_sub(*expected) {
+                    Some(n) if (1..=*expected).contains(&n) => format!(
+                        ", or say which classes are in which of {n} groups, if it was trained by MOS: `groups = [[0, …], …]` in a TOML file"
+                    ),
+                    _ => String::new(),
+                };
+                let text = format!("choose a benchmark of {found} classes, or another checkpoint");
+                Some(text + &grouped)
             }
             _ => None,
         }
@@ -162,7 +176,8 @@ impl ClassifierSpec {
             }
             _ => (None, text),
         };
-        Ok(Self { arch, weights: weights.into(), classes: None, normalisation: None })
+        let weights = weights.into();
+        Ok(Self { arch, weights, classes: None, normalisation: None, groups: None })
     }
 
     fn from_toml(path: &Path) -> std::result::Result<Self, ClassifierError> {
@@ -188,14 +203,58 @@ impl ClassifierSpec {
         }
         let folder = path.parent().unwrap_or(Path::new(""));
         let weights = folder.join(file.weights);
-        Ok(Self { arch: file.arch, weights, classes: file.classes, normalisation })
+        let SpecFile { arch, classes, groups, .. } = file;
+        Ok(Self { arch, weights, classes, normalisation, groups })
     }
+}
+
+/// Tells from the names and shapes in a checkpoint which network it is of.
+///
+/// # Errors
+/// Weights of no known architecture, of another one than `arch`, or with another number of classes;
+/// groups that do not hold each class once, or that do not go with the weights.
+pub fn variant(
+    path: &Path,
+    shapes: &BTreeMap<String, Vec<usize>>,
+    arch: Option<&str>,
+    groups: Option<&[Vec<usize>]>,
+    n_classes: usize,
+) -> std::result::Result<Variant, ClassifierError> {
+    let path = path.to_owned();
+    let Some(mut found) = Variant::infer(shapes) else {
+        return Err(ClassifierError::UnknownWeights { path });
+    };
+    if let Some(expected) = arch.filter(|name| !found.backbone.is_named(name)) {
+        let (expected, found) = (expected.to_owned(), found.to_string());
+        return Err(ClassifierError::OtherArchitecture { path, expected, found });
+    }
+    if let Some(groups) = groups {
+        let mut classes = groups.concat();
+        classes.sort_unstable();
+        if !classes.iter().copied().eq(0..n_classes) || groups.iter().any(Vec::is_empty) {
+            let expected = format!("each class from 0 to {} once", n_classes.saturating_sub(1));
+            return Err(ClassifierError::BadGroups { path, expected, got: format!("{groups:?}") });
+        }
+        let Some(grouped) = found.grouped(groups) else {
+            let expected = "an ordinary network".to_owned();
+            return Err(ClassifierError::BadGroups { path, expected, got: found.to_string() });
+        };
+        found = grouped;
+    }
+    if let Some(key) = found.logits_key()
+        && let Some(&[rows, features]) = shapes.get(&key).map(Vec::as_slice)
+        && rows != found.n_logits(n_classes)
+    {
+        let (expected, found) = (found.n_logits(n_classes), rows);
+        return Err(ClassifierError::OtherClasses { path, key, expected, found, features });
+    }
+    Ok(found)
 }
 
 /// A classifier that is ready to run.
 pub struct Classifier {
     network: Box<dyn Network>,
-    arch: Architecture,
+    arch: Variant,
     normalisation: Normalisation,
     device: Device,
     n_classes: usize,
@@ -221,22 +280,23 @@ impl Classifier {
         normalisation: Normalisation,
         device: &Device,
     ) -> std::result::Result<Self, ClassifierError> {
+        Self::load_grouped(weights, arch, None, n_classes, normalisation, device)
+    }
+
+    /// The same with logits in groups of classes, as training by MOS leaves them.
+    ///
+    /// # Errors
+    /// As [`Classifier::load`], and groups that do not go with the weights.
+    pub fn load_grouped(
+        weights: &StateDict,
+        arch: Option<&str>,
+        groups: Option<&[Vec<usize>]>,
+        n_classes: usize,
+        normalisation: Normalisation,
+        device: &Device,
+    ) -> std::result::Result<Self, ClassifierError> {
         let path = weights.path().to_owned();
-        let shapes = weights.shapes();
-        let Some(found) = Architecture::infer(&shapes) else {
-            return Err(ClassifierError::UnknownWeights { path });
-        };
-        if let Some(expected) = arch.filter(|name| !found.is_named(name)) {
-            let (expected, found) = (expected.to_owned(), found.to_string());
-            return Err(ClassifierError::OtherArchitecture { path, expected, found });
-        }
-        let key = format!("{}.weight", found.head_key());
-        if let Some(&[classes, features]) = shapes.get(&key).map(Vec::as_slice)
-            && classes != n_classes
-        {
-            let (expected, found) = (n_classes, classes);
-            return Err(ClassifierError::OtherClasses { path, key, expected, found, features });
-        }
+        let found = variant(&path, &weights.shapes(), arch, groups, n_classes)?;
         let (vb, usage) = weights.builder(device);
         let network = found.build(n_classes, vb).map_err(|source| ClassifierError::Load {
             path: path.clone(),
@@ -258,8 +318,9 @@ impl Classifier {
         })
     }
 
-    pub fn arch(&self) -> Architecture {
-        self.arch
+    /// Which network it is, and how it was trained as far as the weights tell.
+    pub fn arch(&self) -> &Variant {
+        &self.arch
     }
 
     pub fn n_classes(&self) -> usize {
@@ -276,9 +337,25 @@ impl Classifier {
         Ok((head.weight().flatten_all()?.to_vec1()?, head.bias().to_vec1()?))
     }
 
-    /// The activations that [`Classifier::layers`] can give.
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// How images in `[0, 1]` are normalised.
+    pub fn normalisation(&self) -> Normalisation {
+        self.normalisation
+    }
+
+    /// The activations that [`Classifier::layers`] can give and what they are, in order of
+    /// execution.
+    pub fn tapped(&self) -> Vec<Layer> {
+        self.network.layers()
+    }
+
+    /// The names of [`Classifier::tapped`].
     pub fn layer_names(&self) -> Vec<String> {
-        self.network.layer_names()
+        self.network.layers().into_iter().map(|layer| layer.name).collect()
     }
 
     fn images(&self, values: &[f32], (height, width): (usize, usize)) -> Result<Tensor> {
@@ -292,6 +369,24 @@ impl Classifier {
         Ok(Outputs { logits: outputs.logits.detach(), features: outputs.features.detach() })
     }
 
+    /// Logits and features of activations put in place of those of the stage `at`.
+    ///
+    /// # Shapes
+    /// `activation`: `[n, channels, height, width]`
+    ///
+    /// # Errors
+    /// A name that is no stage's, or activations of another shape than the stage has.
+    pub fn forward_from(&self, at: &str, activation: &[f32], shape: &[usize]) -> Result<Outputs> {
+        let stages = self.network.stage_names();
+        let Some(stage) = stages.iter().position(|name| name == at) else {
+            candle_core::bail!("stage expected one of {}, got `{at}`", stages.join(", "));
+        };
+        let xs = Tensor::from_slice(activation, shape, &self.device)?;
+        let mut taps = Taps::none();
+        let outputs = self.network.forward_behind(Some(stage), &xs, Mode::Eval, &mut taps)?;
+        Ok(Outputs { logits: outputs.logits.detach(), features: outputs.features.detach() })
+    }
+
     /// Named activations of images in `[0, 1]`.
     ///
     /// # Errors
@@ -302,17 +397,14 @@ impl Classifier {
         size: (usize, usize),
         names: &[String],
     ) -> Result<BTreeMap<String, Tensor>> {
+        let known = self.layer_names();
+        if let Some(name) = names.iter().find(|name| !known.contains(name)) {
+            candle_core::bail!("layer expected one of {}, got `{name}`", known.join(", "));
+        }
         let xs = self.normalisation.apply(&self.images(images, size)?)?;
         let mut taps = Taps::of(names);
         self.network.forward(&xs, Mode::Eval, &mut taps)?;
-        let taken = taps.into_taken();
-        match names.iter().find(|name| !taken.contains_key(*name)) {
-            Some(name) => candle_core::bail!(
-                "layer expected one of {}, got `{name}`",
-                self.layer_names().join(", ")
-            ),
-            None => Ok(taken),
-        }
+        Ok(taps.into_taken())
     }
 
     /// The gradient of `sum(cotangent * at)` with respect to images in `[0, 1]`, where `at` is
@@ -354,7 +446,9 @@ impl Classifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Architecture;
     use crate::formula;
+    use crate::heads::Training;
 
     #[test]
     fn a_spec_is_a_file_with_or_without_an_architecture() {
@@ -372,8 +466,10 @@ mod tests {
 
     #[test]
     fn a_gradient_agrees_with_finite_differences() {
-        let arch = Architecture::ResNetCifar { blocks: 1, width: 16, projection: false };
-        let network = arch.build(3, formula::var_builder(Default::default())).unwrap();
+        let backbone = Architecture::ResNetCifar { blocks: 1, width: 16, projection: false };
+        let network = backbone.build(3, formula::var_builder(Default::default())).unwrap();
+        let training = Training::Ordinary { prefixed: false };
+        let arch = Variant { backbone, training };
         let classifier = Classifier {
             n_features: 64,
             network,
@@ -400,6 +496,6 @@ mod tests {
             assert!((slope - g).abs() < 0.05 * g.abs().max(0.02), "{i}: {slope} {g}");
         }
         let err = classifier.vjp(&images, (8, 8), "layer9", &cotangent).unwrap_err();
-        assert!(err.to_string().contains("layer1, layer2, layer3, got `layer9`"), "{err}");
+        assert!(err.to_string().contains("layer3, got `layer9`"), "{err}");
     }
 }

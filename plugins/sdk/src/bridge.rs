@@ -60,7 +60,7 @@ pub fn descriptor<D: Detector>() -> Result<Descriptor> {
             info.id
         )));
     }
-    if let Some(param) = info.params.iter().find(|p| p.readout && p.kind == Some(ParamKind::ASSET))
+    if let Some(param) = info.params.iter().find(|p| p.readout && p.kind.map(ParamKind::without_flags) == Some(ParamKind::ASSET))
     {
         return Err(Error::new(format!(
             "parameter `{}` of `{}` expected a value to be read out with, got a file",

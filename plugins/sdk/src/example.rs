@@ -1,12 +1,13 @@
 //! Shorthands for worked examples.
 
-use oodbench_abi::{Example as Raw, ExampleSplit};
+use oodbench_abi::{Example as Raw, ExampleHead, ExampleSplit};
 
 /// A worked example: a tiny input, and the scores that the detector must give for it.
 ///
 /// The conformance check fits a detector on it and compares. Where a detector asks for services,
 /// the check offers an example classifier: its features are the mean of each of the three
-/// channels of an image, its logits the head applied to them, its only layer `input`.
+/// channels of an image, its logits the head applied to them, its layers `input` and the further
+/// heads of the example.
 #[derive(Clone, Debug, Default)]
 pub struct Example(pub Raw);
 
@@ -38,6 +39,16 @@ impl Example {
         self
     }
 
+    /// A further head: a linear layer on the features, which [`crate::Host::layers`] gives by this
+    /// name. A classifier without a layer of this name is not for the detector: it is skipped there,
+    /// with the reason.
+    #[must_use]
+    pub fn further_head(mut self, name: &str, weight: &[&[f32]], bias: &[f32]) -> Self {
+        let head = ExampleHead { weight: rows(weight), bias: bias.to_vec() };
+        self.0.heads.insert(name.to_owned(), head);
+        self
+    }
+
     /// Training features and classes.
     #[must_use]
     pub fn train(mut self, features: &[&[f32]], labels: &[i64]) -> Self {
@@ -46,10 +57,39 @@ impl Example {
         self
     }
 
+    /// Training images and classes.
+    #[must_use]
+    pub fn train_images(mut self, images: &[&[f32]], labels: &[i64]) -> Self {
+        self.0.train.images = rows(images);
+        self.0.train.labels = labels.to_vec();
+        self
+    }
+
     /// Validation features.
     #[must_use]
     pub fn val(mut self, features: &[&[f32]]) -> Self {
         self.0.val.features = rows(features);
+        self
+    }
+
+    /// Validation images.
+    #[must_use]
+    pub fn val_images(mut self, images: &[&[f32]]) -> Self {
+        self.0.val.images = rows(images);
+        self
+    }
+
+    /// Features of out-of-distribution validation images.
+    #[must_use]
+    pub fn val_ood(mut self, features: &[&[f32]]) -> Self {
+        self.0.val_ood.features = rows(features);
+        self
+    }
+
+    /// Out-of-distribution validation images.
+    #[must_use]
+    pub fn val_ood_images(mut self, images: &[&[f32]]) -> Self {
+        self.0.val_ood.images = rows(images);
         self
     }
 

@@ -3,8 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use oodbench_abi::abi_stable::std_types::{RResult, RSliceMut, RStr, RString, RVec};
-use oodbench_abi::{ErrorCode, HostBox, LogLevel, RawError, SplitId, TensorView};
+use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RSliceMut, RStr, RString, RVec};
+use oodbench_abi::message::{
+    self, ForwardFrom, ForwardSizes, ForwardWith, LayerGroups, Normalisation,
+};
+use oodbench_abi::{ErrorCode, HostBox, LogLevel, RawError, SplitId, TensorView, extension};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::data::Matrix;
 use crate::error::{Error, Result};
@@ -140,6 +145,44 @@ impl Host {
         })
     }
 
+    /// Logits and features of activations put in place of those of the stage `at`, one of
+    /// [`LayerGroups::stages`]: the classifier goes on from there. Needs `FORWARD` and `LAYERS`.
+    ///
+    /// # Shapes
+    /// `activation` has `shape`, `[n, channels, height, width]` as [`Host::layers`] gives it.
+    ///
+    /// # Errors
+    /// A layer that is no stage, activations of another shape or that are not finite.
+    pub fn forward_from(&self, at: &str, activation: &[f32], shape: &[usize]) -> Result<Forward> {
+        if shape.iter().product::<usize>() != activation.len() {
+            let got = activation.len();
+            return Err(Error::input(format!("activation expected {shape:?}, got {got} values")));
+        }
+        let header = ForwardFrom { at: at.to_owned(), shape: shape.to_vec() };
+        self.forward_by(extension::FORWARD_FROM, &header, activation, shape.first().copied())
+    }
+
+    /// Logits and features that another classifier gives for images in `[0, 1]`. Its weights are
+    /// the file that the parameter `asset` stands for, or file `I` of a list, as `"NAME.I"`; its
+    /// architecture is read off them, and it has the run's number of classes. It stays loaded.
+    /// Needs `FORWARD` and `ASSETS`.
+    ///
+    /// # Errors
+    /// A file that nobody gave or that holds no such weights, and what the classifier says.
+    pub fn forward_with(&self, asset: &str, images: ImageBatch<'_>) -> Result<Forward> {
+        let header = ForwardWith { asset: asset.to_owned(), shape: images.shape().to_vec() };
+        self.forward_by(extension::FORWARD_WITH, &header, images.values(), Some(images.len()))
+    }
+
+    /// Mean and standard deviation by which the classifier normalises images in `[0, 1]`; needs
+    /// `FORWARD`, `GRADIENT` or `LAYERS`.
+    ///
+    /// # Errors
+    /// A need that was not declared, or no classifier at all.
+    pub fn normalisation(&self) -> Result<Normalisation> {
+        self.ask(extension::NORMALISATION)
+    }
+
     /// The gradient of `sum(cotangent * at)` with respect to the images, where `at` is
     /// `"logits"`, `"features"` or the name of a layer; needs `GRADIENT`.
     ///
@@ -178,7 +221,7 @@ impl Host {
         Ok(grad.into())
     }
 
-    /// The activations that [`Host::layers`] can give; needs `LAYERS`.
+    /// The activations that [`Host::layers`] can give, in order of execution; needs `LAYERS`.
     ///
     /// # Errors
     /// Layers that were not asked for.
@@ -186,10 +229,22 @@ impl Host {
         Ok(plain(self.raw.layer_names())?.into_iter().map(RString::into_string).collect())
     }
 
-    /// Named activations of images; needs `LAYERS`.
+    /// Which of the layers are stages, outputs of convolutions and ReLU modules, or further heads;
+    /// needs `LAYERS`.
     ///
     /// # Errors
-    /// A name that the classifier does not have.
+    /// Layers that were not asked for.
+    pub fn layer_groups(&self) -> Result<LayerGroups> {
+        self.ask(extension::LAYER_GROUPS)
+    }
+
+    /// Named activations of images, in the order of `names`, from one pass of the classifier;
+    /// needs `LAYERS`.
+    ///
+    /// All of them are held in memory: ask for few images at a time where there are many layers.
+    ///
+    /// # Errors
+    /// A name that the classifier does not have, or that is there twice.
     pub fn layers(&self, images: ImageBatch<'_>, names: &[&str]) -> Result<Vec<Layer>> {
         let shape = images.shape();
         let names: RVec<RString> = names.iter().map(|&name| RString::from(name)).collect();
@@ -202,6 +257,37 @@ impl Host {
                 shape: layer.shape.into(),
             })
             .collect())
+    }
+
+    /// What an extension of the host answers to nothing.
+    fn ask<T: DeserializeOwned>(&self, id: &str) -> Result<T> {
+        let answer = plain(self.raw.extension(RStr::from(id), RSlice::EMPTY))?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// What an extension that runs a classifier answers to `n` images or activations.
+    fn forward_by(
+        &self,
+        id: &str,
+        header: &impl Serialize,
+        values: &[f32],
+        n: Option<usize>,
+    ) -> Result<Forward> {
+        let input = message::encode(header, &[values]);
+        let answer = plain(self.raw.extension(RStr::from(id), RSlice::from_slice(&input)))?;
+        let (sizes, mut logits) = message::decode::<ForwardSizes>(&answer).map_err(Error::input)?;
+        let ForwardSizes { n: len, n_classes, n_features } = sizes;
+        let elements = |columns: usize| len.checked_mul(columns);
+        let both = elements(n_classes).and_then(|n| n.checked_add(elements(n_features)?));
+        if n != Some(len) || both != Some(logits.len()) {
+            return Err(Error::input(format!(
+                "outputs of {} images got {} values for {len} images",
+                n.unwrap_or(0),
+                logits.len()
+            )));
+        }
+        let features = logits.split_off(len * n_classes);
+        Ok(Forward { logits, features, len, n_classes, n_features })
     }
 }
 

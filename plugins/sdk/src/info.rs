@@ -76,6 +76,15 @@ impl Param {
         self
     }
 
+    /// Says that the parameter is a list of files, whose default is an empty list. Users may name
+    /// any number of them; [`crate::Host::asset`] gives the path of the first under `NAME.0`, of the
+    /// second under `NAME.1`, and so on.
+    #[must_use]
+    pub fn assets(mut self) -> Self {
+        self.kind = Some(ParamKind::ASSET.and(ParamKind::MANY));
+        self
+    }
+
     /// Says the type of a parameter whose default is `null`.
     #[must_use]
     pub fn integer(mut self) -> Self {

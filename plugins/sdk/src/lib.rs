@@ -54,6 +54,7 @@ pub use error::{Error, Result};
 pub use example::Example;
 pub use host::{Forward, Head, Host, ImageBatch, Layer};
 pub use info::{Info, Param};
+pub use oodbench_abi::message::{LayerGroups, Normalisation};
 pub use oodbench_abi::{DetectorBox, ExampleSplit, HostBox, Needs};
 pub use serde;
 pub use serde_json;

@@ -11,8 +11,8 @@ mod table;
 
 use clap::{Args, Subcommand};
 use oodbench_diffusion::denoise::samples::SamplesError;
-use oodbench_diffusion::npz::NpzError;
 use oodbench_engine::text::chain;
+use oodbench_nn::npz::NpzError;
 
 use crate::exit::{Failure, SETUP, WRITE_FAILED};
 

@@ -103,7 +103,7 @@ impl ProcessArgs {
             let message = format!("`--beta` expected a finite number, got {}", self.beta);
             return Err(Failure::usage(message, None));
         }
-        env::restart_without_candles_threads();
+        env::restart_for_networks();
         env::start_threads(self.threads.unwrap_or_else(env::threads))?;
         Ok(Talk::new(self.progress, false))
     }

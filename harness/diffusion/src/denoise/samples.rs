@@ -15,11 +15,11 @@ mod write;
 
 use std::path::PathBuf;
 
+use oodbench_nn::npz::NpzError;
 use thiserror::Error;
 
 use super::change::Space;
 use super::error::DenoiseError;
-use crate::npz::NpzError;
 
 pub use read::SampleFile;
 pub use write::{SampleSizes, SampleWriter};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::npz::NpzError;
+use oodbench_nn::npz::NpzError;
 
 /// A failure of anything in this folder.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use faer::{Mat, MatRef};
+use oodbench_nn::npz::{Npz, NpzWriter, Values};
 
 use super::{FidError, StatisticsError};
-use crate::npz::{Npz, NpzWriter, Values};
 
 /// How far two entries that should be equal may lie apart, relative to the greatest: what
 /// remains of a covariance that was computed in `f32`.

@@ -45,22 +45,14 @@ fn one_line(what: &str, text: &str) -> Verdict {
 }
 
 fn has_kind(param: &ParamInfo, value: &Value) -> Verdict {
-    let fits = match param.kind {
-        _ if value.is_null() => true,
-        ParamKind::INTEGER => value.is_i64() || value.is_u64(),
-        ParamKind::NUMBER => value.is_number(),
-        ParamKind::BOOLEAN => value.is_boolean(),
-        ParamKind::TEXT | ParamKind::ASSET => value.is_string(),
-        ParamKind::LIST => value.is_array(),
-        _ => false,
-    };
-    if fits {
+    // A list of files may be empty; nothing else stands for one that is not there.
+    if param.has_type(value) || (value.is_null() && !param.many) {
         return Ok(());
     }
     Err(format!(
         "parameter `{}` expected a value of kind {}, got `{value}`",
         param.name,
-        param.kind.name()
+        param.type_name()
     ))
 }
 
@@ -93,7 +85,8 @@ fn accepted(subject: &Subject<'_>, params: Map<String, Value>) -> Verdict {
 
 fn wants_a_file(subject: &Subject<'_>) -> bool {
     let params = &subject.info.params;
-    params.iter().any(|param| param.kind == ParamKind::ASSET && param.default.is_null())
+    let has_none = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    params.iter().any(|param| param.kind == ParamKind::ASSET && has_none(&param.default))
 }
 
 /// Whether a misspelt parameter is refused instead of ignored.

@@ -1,9 +1,15 @@
 //! A detector's worked example as data to run it on, and the example classifier; their contract
 //! is stated at [`oodbench_abi::example`].
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oodbench_abi::{Example, ExampleSplit, ForwardOutputs, HostBox, Needs, RawError};
+use oodbench_abi::message::{LayerGroups, Normalisation};
+use oodbench_abi::{
+    Example, ExampleHead, ExampleSplit, ForwardOutputs, HostBox, Needs, ParamKind, RawError,
+};
+use serde_json::Value;
 
 use super::memory::{
     ImageNetwork, MemoryData, MemoryHead, MemoryHost, MemorySplit, MemoryTensor, bad_input,
@@ -25,6 +31,8 @@ pub(super) struct Prepared {
     pub(super) tolerance: f32,
     /// The example's parameters, as JSON.
     pub(super) params: String,
+    /// The files that the parameters name, by what the host has them under. None of them is there.
+    files: Vec<(String, PathBuf)>,
     network: Arc<ExampleClassifier>,
 }
 
@@ -50,8 +58,11 @@ impl Prepared {
         }
         let sizes = Sizes::of(example)?;
         let head = sizes.head(example)?;
-        let network =
-            Arc::new(ExampleClassifier { head: head.clone(), n_classes: sizes.n_classes });
+        let network = Arc::new(ExampleClassifier {
+            head: head.clone(),
+            n_classes: sizes.n_classes,
+            heads: sizes.further_heads(example)?,
+        });
         let split = |split: &ExampleSplit, name: &str| sizes.split(split, name, &network);
         let data = MemoryData {
             n_classes: sizes.n_classes,
@@ -67,7 +78,7 @@ impl Prepared {
         };
         let batch = split(&example.batch, "batch")?;
         let longer = split(&with_mirror_images(&example.batch), "batch")?;
-        let params = serde_json::Value::Object(example.params.clone()).to_string();
+        let params = Value::Object(example.params.clone()).to_string();
         let prepared = Self {
             data: Arc::new(data),
             batch,
@@ -75,16 +86,19 @@ impl Prepared {
             scores: example.scores.clone(),
             tolerance: example.tolerance,
             params,
+            files: files(info),
             network,
         };
         prepared.has_what_is_needed(info.needs)?;
         Ok(prepared)
     }
 
-    /// A host of this example: seed 0, no files.
+    /// A host of this example, with seed 0.
     pub(super) fn host(&self, needs: Needs) -> HostBox {
         let network: Arc<dyn ImageNetwork> = Arc::clone(&self.network) as _;
-        MemoryHost::new(needs, Arc::clone(&self.data)).network(network).boxed()
+        let host = MemoryHost::new(needs, Arc::clone(&self.data)).network(network);
+        let files = self.files.iter();
+        files.fold(host, |host, (name, path)| host.asset(name, path.clone())).boxed()
     }
 
     fn has_what_is_needed(&self, needs: Needs) -> Result<(), String> {
@@ -165,6 +179,22 @@ impl Sizes {
         Ok(Some(MemoryHead { weight, bias: example.head_bias.clone() }))
     }
 
+    /// The further heads by name.
+    fn further_heads(&self, example: &Example) -> Result<BTreeMap<String, MemoryHead>, String> {
+        let read = |(name, head): (&String, &ExampleHead)| {
+            let what = format!("heads.{name}.weight");
+            let weight = flat(&head.weight, self.n_features, &what)?;
+            let (expected, got) = (head.weight.len(), head.bias.len());
+            if expected != got || expected == 0 {
+                return Err(format!(
+                    "`heads.{name}` of the example expected as many values of `bias` as rows of `weight`, got {got} and {expected}"
+                ));
+            }
+            Ok((name.clone(), MemoryHead { weight, bias: head.bias.clone() }))
+        };
+        example.heads.iter().map(read).collect()
+    }
+
     /// The arrays of a split, with what follows from its images and features.
     fn split(
         &self,
@@ -230,17 +260,63 @@ fn with_mirror_images(split: &ExampleSplit) -> ExampleSplit {
     }
 }
 
+/// The files that an example's parameters name, by what the host has them under.
+fn files(info: &DetectorInfo) -> Vec<(String, PathBuf)> {
+    let mut files = Vec::new();
+    for param in info.params.iter().filter(|param| param.kind == ParamKind::ASSET) {
+        match info.example.params.get(&param.name) {
+            Some(Value::String(place)) => files.push((param.name.clone(), place.into())),
+            Some(Value::Array(places)) => {
+                let places = places.iter().filter_map(Value::as_str).enumerate();
+                files.extend(places.map(|(nth, it)| (format!("{}.{nth}", param.name), it.into())));
+            }
+            _ => {}
+        }
+    }
+    files
+}
+
 /// The mean of each channel of each image.
 fn channel_means(images: &[f32], pixels: usize) -> Vec<f32> {
     let mean = |channel: &[f32]| channel.iter().map(|&x| f64::from(x)).sum::<f64>() / pixels as f64;
     images.chunks_exact(pixels).map(|channel| mean(channel) as f32).collect()
 }
 
-/// The classifier of worked examples: features are the means of the channels, logits the head
-/// applied to them, and its only layer, `input`, is the image.
+/// A linear layer on rows of features.
+fn linear(MemoryHead { weight, bias }: &MemoryHead, features: &[f32]) -> Vec<f32> {
+    let n_features = weight.len() / bias.len();
+    let mut out = Vec::with_capacity(features.len() / n_features * bias.len());
+    for row in features.chunks_exact(n_features) {
+        out.extend(weight.chunks_exact(n_features).zip(bias).map(|(weight, bias)| {
+            let dot: f64 = weight.iter().zip(row).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
+            (dot + f64::from(*bias)) as f32
+        }));
+    }
+    out
+}
+
+/// The gradient with respect to each channel's mean, from that with respect to what a layer of this
+/// weight gives.
+fn of_means(weight: &[f32], cotangent: &[f32]) -> Vec<f32> {
+    let n_outputs = weight.len() / CHANNELS;
+    let of_image = |cotangent: &[f32]| {
+        let channel = |c: usize| {
+            let terms = cotangent.iter().enumerate();
+            terms.map(|(output, g)| g * weight[output * CHANNELS + c]).sum::<f32>()
+        };
+        (0..CHANNELS).map(channel).collect::<Vec<_>>()
+    };
+    cotangent.chunks_exact(n_outputs).flat_map(of_image).collect()
+}
+
+/// The classifier of worked examples: features are the means of the channels, and logits the head
+/// applied to them. Its layer `input` is the image, a stage and a map, and further heads are linear
+/// layers on the features. It does not normalise.
 struct ExampleClassifier {
     head: Option<MemoryHead>,
     n_classes: usize,
+    /// By name.
+    heads: BTreeMap<String, MemoryHead>,
 }
 
 impl ExampleClassifier {
@@ -248,17 +324,23 @@ impl ExampleClassifier {
 
     /// The logits of rows of features; none without a head.
     fn logits(&self, features: &[f32]) -> Vec<f32> {
-        let Some(MemoryHead { weight, bias }) = &self.head else { return Vec::new() };
-        let n_features = weight.len() / self.n_classes;
-        let mut logits = Vec::with_capacity(features.len() / n_features * self.n_classes);
-        for row in features.chunks_exact(n_features) {
-            logits.extend(weight.chunks_exact(n_features).zip(bias).map(|(weight, bias)| {
-                let dot: f64 =
-                    weight.iter().zip(row).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
-                (dot + f64::from(*bias)) as f32
-            }));
+        self.head.as_ref().map_or_else(Vec::new, |head| linear(head, features))
+    }
+
+    /// A further head, which must take the features of this classifier.
+    fn further(&self, name: &str) -> Result<&MemoryHead, RawError> {
+        let head = self.heads.get(name).ok_or_else(|| self.unknown_layer(name))?;
+        if head.weight.len() == head.bias.len() * CHANNELS {
+            return Ok(head);
         }
-        logits
+        Err(bad_input(format!(
+            "the example classifier has {CHANNELS} features: `{name}` expected as many"
+        )))
+    }
+
+    fn unknown_layer(&self, name: &str) -> RawError {
+        let expected = format!("logits, features, {}", self.layer_names().join(", "));
+        bad_input(format!("layer expected one of {expected}, got `{name}`"))
     }
 
     /// The head, which must take the features of this classifier.
@@ -283,6 +365,36 @@ impl ImageNetwork for ExampleClassifier {
         Ok(ForwardOutputs { logits: self.logits(&features).into(), features: features.into() })
     }
 
+    /// Its only stage is the image, so that it goes on from any image.
+    fn forward_from(
+        &self,
+        at: &str,
+        activation: &MemoryTensor,
+    ) -> Result<ForwardOutputs, RawError> {
+        let shape = &activation.shape;
+        match (at, shape.as_slice()) {
+            (Self::LAYER, &[_, CHANNELS, height, width]) => {
+                self.forward(&activation.data, (height, width))
+            }
+            (Self::LAYER, _) => Err(bad_input(format!(
+                "activation at `{at}` expected [n, {CHANNELS}, height, width], got {shape:?}"
+            ))),
+            (other, _) => {
+                Err(bad_input(format!("stage expected one of {}, got `{other}`", Self::LAYER)))
+            }
+        }
+    }
+
+    fn forward_with(
+        &self,
+        _weights: &Path,
+        images: &[f32],
+        size: (usize, usize),
+    ) -> Result<ForwardOutputs, RawError> {
+        // Whatever file an example names, it holds this classifier once more.
+        self.forward(images, size)
+    }
+
     fn vjp(
         &self,
         images: &[f32],
@@ -301,7 +413,7 @@ impl ImageNetwork for ExampleClassifier {
             ))),
         };
         // The gradient with respect to each channel's mean.
-        let of_means: Vec<f32> = match at {
+        let gradient: Vec<f32> = match at {
             Self::LAYER => {
                 expect(CHANNELS * pixels)?;
                 return Ok(cotangent.to_vec());
@@ -312,43 +424,55 @@ impl ImageNetwork for ExampleClassifier {
             }
             "logits" => {
                 expect(self.n_classes)?;
-                let weight = self.weight()?;
-                let of_image = |cotangent: &[f32]| {
-                    let channel = |c: usize| {
-                        let terms = cotangent.iter().enumerate();
-                        terms.map(|(class, g)| g * weight[class * CHANNELS + c]).sum::<f32>()
-                    };
-                    (0..CHANNELS).map(channel).collect::<Vec<_>>()
-                };
-                cotangent.chunks_exact(self.n_classes).flat_map(of_image).collect()
+                of_means(self.weight()?, cotangent)
             }
-            other => return Err(unknown_layer(other)),
+            head => {
+                let head = self.further(head)?;
+                expect(head.bias.len())?;
+                of_means(&head.weight, cotangent)
+            }
         };
         let spread = |g: f32| std::iter::repeat_n(g / pixels as f32, pixels);
-        Ok(of_means.into_iter().flat_map(spread).collect())
+        Ok(gradient.into_iter().flat_map(spread).collect())
+    }
+
+    fn normalisation(&self) -> Normalisation {
+        Normalisation { mean: [0.0; CHANNELS], std: [1.0; CHANNELS] }
     }
 
     fn layer_names(&self) -> Vec<String> {
-        vec![Self::LAYER.to_owned()]
+        std::iter::once(Self::LAYER.to_owned()).chain(self.heads.keys().cloned()).collect()
     }
 
-    fn layer(
+    fn layer_groups(&self) -> LayerGroups {
+        let input = vec![Self::LAYER.to_owned()];
+        LayerGroups {
+            stages: input.clone(),
+            maps: input,
+            heads: self.heads.keys().cloned().collect(),
+        }
+    }
+
+    fn layers(
         &self,
         images: &[f32],
         (height, width): (usize, usize),
-        name: &str,
-    ) -> Result<MemoryTensor, RawError> {
-        if name != Self::LAYER {
-            return Err(unknown_layer(name));
-        }
+        names: &[String],
+    ) -> Result<Vec<MemoryTensor>, RawError> {
         let n = images.len() / (CHANNELS * height * width);
-        Ok(MemoryTensor::new(images.to_vec(), &[n, CHANNELS, height, width]))
+        let layer = |(nth, name): (usize, &String)| {
+            if names[..nth].contains(name) {
+                return Err(bad_input(format!("layer `{name}` was named twice")));
+            }
+            if name == Self::LAYER {
+                return Ok(MemoryTensor::new(images.to_vec(), &[n, CHANNELS, height, width]));
+            }
+            let head = self.further(name)?;
+            let values = linear(head, &channel_means(images, height * width));
+            Ok(MemoryTensor::new(values, &[n, head.bias.len()]))
+        };
+        names.iter().enumerate().map(layer).collect()
     }
-}
-
-fn unknown_layer(name: &str) -> RawError {
-    let expected = format!("logits, features, {}", ExampleClassifier::LAYER);
-    bad_input(format!("layer expected one of {expected}, got `{name}`"))
 }
 
 #[cfg(test)]
@@ -358,7 +482,9 @@ mod tests {
     fn classifier() -> ExampleClassifier {
         let head =
             Some(MemoryHead { weight: vec![1.0, 0.0, 2.0, 0.0, -1.0, 0.0], bias: vec![0.5, 0.0] });
-        ExampleClassifier { head, n_classes: 2 }
+        let confidence = MemoryHead { weight: vec![1.0, -2.0, 0.5], bias: vec![0.25] };
+        let heads = [("confidence".to_owned(), confidence)].into();
+        ExampleClassifier { head, n_classes: 2, heads }
     }
 
     #[test]
@@ -385,5 +511,23 @@ mod tests {
             down[i] -= 0.25;
             assert!((2.0 * (value(&up) - value(&down)) - gradient[i]).abs() < 1e-5, "{i}");
         }
+    }
+
+    #[test]
+    fn a_further_head_is_a_layer_with_a_gradient() {
+        let classifier = classifier();
+        let images = [0.5, 1.0, 0.25];
+        let names = ["confidence".to_owned(), "input".to_owned()];
+        let layers = classifier.layers(&images, (1, 1), &names).unwrap();
+        assert_eq!(
+            (layers[0].data.as_slice(), layers[0].shape.as_slice()),
+            (&[-1.125][..], &[1, 1][..])
+        );
+        assert_eq!(layers[1].data, images);
+        let gradient = classifier.vjp(&images, (1, 1), "confidence", &[2.0]).unwrap();
+        assert_eq!(gradient, [2.0, -4.0, 1.0]);
+        assert_eq!(classifier.layer_groups().heads, ["confidence"]);
+        let error = classifier.layers(&images, (1, 1), &["rotation".to_owned()]).unwrap_err();
+        assert!(error.message.contains("input, confidence, got `rotation`"), "{}", error.message);
     }
 }

@@ -4,17 +4,18 @@
 //! Nothing that the needs do not declare is handed over or offered.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oodbench_abi::abi_stable::sabi_trait::TD_Opaque;
-use oodbench_abi::abi_stable::std_types::{
-    RNone, RResult, RSlice, RSliceMut, RSome, RStr, RString, RVec,
-};
+use oodbench_abi::abi_stable::std_types::{RNone, RSlice, RSliceMut, RSome, RStr, RString, RVec};
+use oodbench_abi::message::{LayerGroups, Normalisation};
 use oodbench_abi::{
     DetectorBox, ErrorCode, FitData, ForwardOutputs, Head, Host, Host_TO, HostBox, LogLevel,
     NamedTensor, Needs, RawError, RawResult, ScoreBatch, SplitId, SplitView, TensorView,
 };
+
+use crate::extension::{Extended, answer, check_needs};
 
 /// A dense row-major array. An empty shape says that there is none.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -161,6 +162,24 @@ pub trait ImageNetwork: Send + Sync {
     /// Images that it does not take.
     fn forward(&self, images: &[f32], size: (usize, usize)) -> Result<ForwardOutputs, RawError>;
 
+    /// Logits and features of activations put in place of those of a stage.
+    ///
+    /// # Errors
+    /// A layer that is no stage, activations of another shape.
+    fn forward_from(&self, at: &str, activation: &MemoryTensor)
+    -> Result<ForwardOutputs, RawError>;
+
+    /// Logits and features that another network gives, whose weights are this file.
+    ///
+    /// # Errors
+    /// A file that holds no such weights.
+    fn forward_with(
+        &self,
+        weights: &Path,
+        images: &[f32],
+        size: (usize, usize),
+    ) -> Result<ForwardOutputs, RawError>;
+
     /// The gradient of `sum(cotangent * at)` with respect to the images.
     ///
     /// # Errors
@@ -173,19 +192,25 @@ pub trait ImageNetwork: Send + Sync {
         cotangent: &[f32],
     ) -> Result<Vec<f32>, RawError>;
 
-    /// The names of its layers.
+    /// How it normalises images.
+    fn normalisation(&self) -> Normalisation;
+
+    /// The names of its layers, in order of execution.
     fn layer_names(&self) -> Vec<String>;
 
-    /// The activations of one layer, `[n, …]`.
+    /// Its layers by what they are.
+    fn layer_groups(&self) -> LayerGroups;
+
+    /// The activations of layers, each `[n, …]`, in the order of `names`, from one pass.
     ///
     /// # Errors
-    /// A layer that it does not have.
-    fn layer(
+    /// A layer that it does not have, or that is named twice.
+    fn layers(
         &self,
         images: &[f32],
         size: (usize, usize),
-        name: &str,
-    ) -> Result<MemoryTensor, RawError>;
+        names: &[String],
+    ) -> Result<Vec<MemoryTensor>, RawError>;
 }
 
 /// A host whose data lie in memory.
@@ -230,13 +255,18 @@ impl MemoryHost {
     }
 
     fn offers(&self, need: Needs, service: &str) -> Result<(), RawError> {
-        if self.needs.contains(need) {
-            return Ok(());
-        }
-        let name = need.names().join(", ");
-        Err(unavailable(format!(
-            "service `{service}` was not asked for: add `{name}` to the needs"
-        )))
+        check_needs(self.needs, need, service)
+    }
+
+    fn the_network(&self) -> Result<&dyn ImageNetwork, RawError> {
+        self.network.as_deref().ok_or_else(|| unavailable("there is no network".to_owned()))
+    }
+
+    fn path(&self, asset: &str) -> Result<&Path, RawError> {
+        self.assets.get(asset).map(PathBuf::as_path).ok_or_else(|| {
+            let message = format!("parameter `{asset}` expected a file, got none");
+            RawError::new(ErrorCode::BAD_PARAMETER, message)
+        })
     }
 
     /// The network and the size of these images.
@@ -249,8 +279,7 @@ impl MemoryHost {
                 )));
             }
         };
-        let network = self.network.as_deref();
-        Ok((network.ok_or_else(|| unavailable("there is no network".to_owned()))?, size))
+        Ok((self.the_network()?, size))
     }
 
     fn do_images(&self, split: SplitId, first: usize, out: &mut [f32]) -> Result<(), RawError> {
@@ -318,12 +347,14 @@ impl MemoryHost {
     ) -> Result<RVec<NamedTensor>, RawError> {
         self.offers(Needs::LAYERS, "layers")?;
         let (network, size) = self.run(images)?;
-        let layer = |name: RString| {
-            let MemoryTensor { data, shape } =
-                network.layer(images.data.as_slice(), size, &name)?;
-            Ok(NamedTensor { name, data: data.into(), shape: shape.into() })
+        let names: Vec<String> = names.into_iter().map(RString::into_string).collect();
+        let layers = network.layers(images.data.as_slice(), size, &names)?;
+        let named = |(name, MemoryTensor { data, shape }): (String, MemoryTensor)| NamedTensor {
+            name: name.into(),
+            data: data.into(),
+            shape: shape.into(),
         };
-        names.into_iter().map(layer).collect()
+        Ok(names.into_iter().zip(layers).map(named).collect())
     }
 }
 
@@ -351,14 +382,9 @@ impl Host for MemoryHost {
     }
 
     fn asset(&self, name: RStr<'_>) -> RawResult<RString> {
-        let asset = self.offers(Needs::ASSETS, "asset").and_then(|()| {
-            let path = self.assets.get(name.as_str());
-            path.map(|path| path.display().to_string().into()).ok_or_else(|| {
-                let message = format!("parameter `{name}` expected a file, got none");
-                RawError::new(ErrorCode::BAD_PARAMETER, message)
-            })
-        });
-        asset.into()
+        let offered = self.offers(Needs::ASSETS, "asset");
+        let path = offered.and_then(|()| self.path(name.as_str()));
+        path.map(|path| path.display().to_string().into()).into()
     }
 
     fn head(&self) -> RawResult<Head> {
@@ -402,9 +428,35 @@ impl Host for MemoryHost {
         self.do_layers(images, names).into()
     }
 
-    fn extension(&self, id: RStr<'_>, _input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
-        let message = format!("unknown extension `{id}`");
-        RResult::RErr(RawError::new(ErrorCode::UNSUPPORTED, message))
+    fn extension(&self, id: RStr<'_>, input: RSlice<'_, u8>) -> RawResult<RVec<u8>> {
+        answer(self, id.as_str(), input.as_slice()).into()
+    }
+}
+
+impl Extended for MemoryHost {
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    fn normalisation(&self) -> Result<Normalisation, RawError> {
+        Ok(self.the_network()?.normalisation())
+    }
+
+    fn layer_groups(&self) -> Result<LayerGroups, RawError> {
+        Ok(self.the_network()?.layer_groups())
+    }
+
+    fn forward_from(
+        &self,
+        at: &str,
+        activation: &MemoryTensor,
+    ) -> Result<ForwardOutputs, RawError> {
+        self.the_network()?.forward_from(at, activation)
+    }
+
+    fn forward_with(&self, asset: &str, images: &MemoryTensor) -> Result<ForwardOutputs, RawError> {
+        let size = (images.shape[2], images.shape[3]);
+        self.the_network()?.forward_with(self.path(asset)?, &images.data, size)
     }
 }
 
@@ -470,6 +522,6 @@ fn unavailable(message: String) -> RawError {
 }
 
 /// Data of another shape or content than expected.
-pub(super) fn bad_input(message: String) -> RawError {
+pub(crate) fn bad_input(message: String) -> RawError {
     RawError::new(ErrorCode::BAD_INPUT, message)
 }

@@ -6,6 +6,7 @@
 //! down to it.
 
 pub mod memory;
+pub(crate) mod network;
 
 mod descriptor;
 mod example;

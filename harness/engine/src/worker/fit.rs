@@ -1,24 +1,21 @@
 //! Fits a detector, or restores what it learned in an earlier run.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use oodbench_abi::abi_stable::std_types::{RNone, RResult, RSlice, RSome, RStr};
 use oodbench_abi::{ErrorCode, FitData, Needs, SplitView, TensorView, extension};
-use oodbench_datasets::Pack as Images;
 use oodbench_record::write_atomically;
 
-use super::{Detector, Stop, failed, reads_bank};
-use crate::bank::Bank;
-use crate::error::EngineError;
-use crate::job::{Job, SetFiles};
+use super::{Detector, Stop, failed};
+use crate::job::Job;
+use crate::set::SetData;
 
-/// Images of the sets that a detector is fitted on.
+/// The sets that a detector is fitted on.
 pub(super) struct Splits {
-    pub(super) train: Option<Arc<Images>>,
-    pub(super) val: Option<Arc<Images>>,
-    pub(super) val_ood: Option<Arc<Images>>,
+    pub(super) train: Option<SetData>,
+    pub(super) val: Option<SetData>,
+    pub(super) val_ood: Option<SetData>,
 }
 
 /// Makes the detector ready to score, and returns what fitting it took, now or when it was done.
@@ -47,28 +44,18 @@ pub(super) fn fit_or_restore(
 
 fn fit(job: &Job, detector: &mut Detector, splits: &Splits) -> Result<(), Stop> {
     let needs = job.detector.needs;
-    let bank = |files: &Option<SetFiles>| -> Result<Option<Bank>, EngineError> {
-        let wanted = files.as_ref().filter(|_| reads_bank(needs));
-        wanted.map(|files| Bank::open(&files.bank)).transpose()
-    };
-    let (train, val, val_ood) =
-        (bank(&job.fit.train)?, bank(&job.fit.val)?, bank(&job.fit.val_ood)?);
-    let sizes = crate::bank::HeadFile::open(&job.head)?;
-    let shapes = |bank: &Option<Bank>| {
-        bank.as_ref().map(|b| ([b.len(), b.n_classes()], [b.len(), b.n_features()]))
-    };
-    let all_shapes = [shapes(&train), shapes(&val), shapes(&val_ood)];
-    let [of_train, of_val, of_val_ood] = &all_shapes;
-    let train = split_view(needs, splits.train.as_deref(), train.as_ref(), of_train.as_ref());
-    let val = split_view(needs, splits.val.as_deref(), val.as_ref(), of_val.as_ref());
-    let val_ood =
-        split_view(needs, splits.val_ood.as_deref(), val_ood.as_ref(), of_val_ood.as_ref());
+    let all = [&splits.train, &splits.val, &splits.val_ood];
+    let shapes = all.map(|set| set.as_ref().map(shapes));
+    let [train, val, val_ood] = [0, 1, 2].map(|nth| {
+        let (set, shapes) = all[nth].as_ref().zip(shapes[nth].as_ref())?;
+        Some(split_view(needs, set, shapes))
+    });
     let data = FitData {
         train: view_or_empty(train),
         val: view_or_empty(val),
         val_ood: val_ood.map_or(RNone, RSome),
-        n_classes: sizes.n_classes,
-        n_features: sizes.n_features,
+        n_classes: job.n_classes,
+        n_features: job.n_features,
     };
     match detector.fit(data) {
         RResult::ROk(()) => Ok(()),
@@ -76,26 +63,25 @@ fn fit(job: &Job, detector: &mut Detector, splits: &Splits) -> Result<(), Stop> 
     }
 }
 
+/// Shapes of logits and features.
 type Shapes = ([usize; 2], [usize; 2]);
 
-fn split_view<'a>(
-    needs: Needs,
-    images: Option<&'a Images>,
-    bank: Option<&'a Bank>,
-    shapes: Option<&'a Shapes>,
-) -> Option<SplitView<'a>> {
-    let images = images?;
+fn shapes(set: &SetData) -> Shapes {
+    let bank = set.bank();
+    ([bank.len(), bank.n_classes()], [bank.len(), bank.n_features()])
+}
+
+fn split_view<'a>(needs: Needs, set: &'a SetData, shapes: &'a Shapes) -> SplitView<'a> {
     let (mut logits, mut features) = (TensorView::absent(), TensorView::absent());
-    if let (Some(bank), Some((of_logits, of_features))) = (bank, shapes) {
-        if needs.contains(Needs::LOGITS) {
-            logits = TensorView::new(bank.logits(), of_logits);
-        }
-        if needs.contains(Needs::FEATURES) {
-            features = TensorView::new(bank.features(), of_features);
-        }
+    let (of_logits, of_features) = shapes;
+    if needs.contains(Needs::LOGITS) {
+        logits = TensorView::new(set.bank().logits(), of_logits);
     }
-    let labels = if needs.contains(Needs::LABELS) { images.labels() } else { &[] };
-    Some(SplitView { len: images.len(), labels: RSlice::from_slice(labels), logits, features })
+    if needs.contains(Needs::FEATURES) {
+        features = TensorView::new(set.bank().features(), of_features);
+    }
+    let labels = if needs.contains(Needs::LABELS) { set.labels() } else { &[] };
+    SplitView { len: set.len(), labels: RSlice::from_slice(labels), logits, features }
 }
 
 fn view_or_empty(view: Option<SplitView<'_>>) -> SplitView<'_> {

@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use oodbench_abi::abi_stable::std_types::{RResult, RSlice, RSliceMut};
 use oodbench_abi::{ErrorCode, Needs, RawError, ScoreBatch, TensorView};
-use oodbench_datasets::Pack as Images;
+use oodbench_datasets::Pack;
 use oodbench_record::{Cost, Outcome, Record, RecordError, RunFolder, SCHEMA};
 
-use super::{Detector, Stop, outcome_of, peak_bytes, reads_bank};
-use crate::bank::Bank;
+use super::{Detector, Stop, outcome_of, peak_bytes};
 use crate::error::EngineError;
 use crate::host::Say;
 use crate::image::write_images;
 use crate::job::{CellJob, Event, Job};
+use crate::set::SetData;
 use crate::text::one_line;
 use crate::variants::set_variants;
 
@@ -54,14 +54,14 @@ impl From<EngineError> for Failed {
 }
 
 /// Adds the scores of a batch to those before, unless one of them is not finite.
-fn keep(row: &mut Result<Vec<f32>, Failed>, scores: &[f32], images: &Images) {
+fn keep(row: &mut Result<Vec<f32>, Failed>, scores: &[f32], set: &SetData) {
     let Ok(before) = row else { return };
     let Some(at) = scores.iter().position(|score| !score.is_finite()) else {
         before.extend_from_slice(scores);
         return;
     };
     let (index, score) = (before.len() + at, scores[at]);
-    let id = images.id(index);
+    let id = set.id(index);
     let message =
         format!("score of image {index} (`{id}`) expected a finite number, got `{score}`");
     *row = Err(Failed { outcome: Outcome::NonFinite, message });
@@ -193,33 +193,32 @@ impl Scoring<'_> {
     fn scores(&self, cells: &[usize], detector: &mut Detector) -> Result<Rows, Failed> {
         let (first_cell, files) = (cells[0], &self.job.cells[cells[0]].files);
         let needs = self.job.detector.needs;
-        let images = Images::open(&files.pack).map_err(EngineError::from)?;
-        let bank = if reads_bank(needs) { Some(Bank::open(&files.bank)?) } else { None };
-        let (n, height, width) = (images.len(), images.height() as usize, images.width() as usize);
-        let with_pixels = needs.contains(Needs::IMAGES);
-        let batch = if with_pixels { self.job.batch_size.max(1) } else { FEATURE_BATCH };
+        let set = SetData::open(files)?;
+        let (n, bank) = (set.len(), set.bank());
+        let images = set.images().filter(|_| needs.contains(Needs::IMAGES));
+        let batch = if images.is_some() { self.job.batch_size.max(1) } else { FEATURE_BATCH };
+        let size = |images: &Arc<Pack>| (images.height() as usize, images.width() as usize);
+        let (height, width) = images.map_or((0, 0), size);
         let image = 3 * height * width;
-        let mut pixels = vec![0f32; if with_pixels { batch.min(n) * image } else { 0 }];
+        let mut pixels = vec![0f32; batch.min(n) * image];
         let mut rows: Rows = vec![Ok(Vec::with_capacity(n)); cells.len()];
         let mut out = Vec::new();
         for first in (0..n).step_by(batch) {
             let range = first..(first + batch).min(n);
             let len = range.len();
-            let keys: Vec<u64> = range.clone().map(|i| image_key(images.id(i))).collect();
-            if with_pixels {
-                write_images(&images, range.clone(), &mut pixels[..len * image]);
+            let keys: Vec<u64> = range.clone().map(|i| image_key(&set.id(i))).collect();
+            if let Some(images) = images {
+                write_images(images, range.clone(), &mut pixels[..len * image]);
             }
-            let shapes = bank.as_ref().map(|b| ([len, b.n_classes()], [len, b.n_features()]));
+            let (of_logits, of_features) = ([len, bank.n_classes()], [len, bank.n_features()]);
             let (mut logits, mut features) = (TensorView::absent(), TensorView::absent());
-            if let (Some(bank), Some((of_logits, of_features))) = (&bank, &shapes) {
-                let rows = |columns: usize| range.start * columns..range.end * columns;
-                if needs.contains(Needs::LOGITS) {
-                    logits = TensorView::new(&bank.logits()[rows(bank.n_classes())], of_logits);
-                }
-                if needs.contains(Needs::FEATURES) {
-                    let values = &bank.features()[rows(bank.n_features())];
-                    features = TensorView::new(values, of_features);
-                }
+            let place = |columns: usize| range.start * columns..range.end * columns;
+            if needs.contains(Needs::LOGITS) {
+                logits = TensorView::new(&bank.logits()[place(bank.n_classes())], &of_logits);
+            }
+            if needs.contains(Needs::FEATURES) {
+                let values = &bank.features()[place(bank.n_features())];
+                features = TensorView::new(values, &of_features);
             }
             let image_shape = [len, 3, height, width];
             out.clear();
@@ -230,7 +229,7 @@ impl Scoring<'_> {
                     keys: RSlice::from_slice(&keys),
                     logits,
                     features,
-                    images: if with_pixels {
+                    images: if images.is_some() {
                         TensorView::new(&pixels[..len * image], &image_shape)
                     } else {
                         TensorView::absent()
@@ -242,7 +241,7 @@ impl Scoring<'_> {
                 return Err(error.into());
             }
             for (row, scores) in rows.iter_mut().zip(out.chunks_exact(len)) {
-                keep(row, scores, &images);
+                keep(row, scores, &set);
             }
             if rows.iter().all(Result::is_err) {
                 break;

@@ -6,35 +6,59 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Network, Outputs, Taps};
+use super::{Layer, Network, Outputs, Taps};
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 struct DenseLayer {
+    /// Where it stands in a checkpoint.
+    name: String,
     bn1: BatchNorm2d,
     conv1: Conv2d,
     bottleneck: Option<(BatchNorm2d, Conv2d)>,
 }
 
 impl DenseLayer {
-    fn new(c_in: usize, growth: usize, bottleneck: bool, vb: &VarBuilder) -> Result<Self> {
+    fn new(
+        name: String,
+        c_in: usize,
+        growth: usize,
+        bottleneck: bool,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let bn1 = BatchNorm2d::new(c_in, vb.pp("bn1"))?;
         if !bottleneck {
             let conv1 = Conv2d::new(c_in, growth, ConvShape::three(1), vb.pp("conv1"))?;
-            return Ok(Self { bn1, conv1, bottleneck: None });
+            return Ok(Self { name, bn1, conv1, bottleneck: None });
         }
         let inner = 4 * growth;
         let conv1 = Conv2d::new(c_in, inner, ConvShape::one(1), vb.pp("conv1"))?;
         let bn2 = BatchNorm2d::new(inner, vb.pp("bn2"))?;
         let conv2 = Conv2d::new(inner, growth, ConvShape::three(1), vb.pp("conv2"))?;
-        Ok(Self { bn1, conv1, bottleneck: Some((bn2, conv2)) })
+        Ok(Self { name, bn1, conv1, bottleneck: Some((bn2, conv2)) })
     }
 
-    fn forward(&self, xs: &Tensor, mode: Mode) -> Result<Tensor> {
-        let mut ys = self.conv1.forward(&self.bn1.forward_relu(xs, mode)?)?;
+    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let name = &self.name;
+        let mut ys = self.bn1.forward_relu(xs, mode)?;
+        taps.offer(format_args!("{name}.relu1"), &ys);
+        ys = self.conv1.forward(&ys)?;
+        taps.offer(format_args!("{name}.conv1"), &ys);
         if let Some((norm, conv)) = &self.bottleneck {
-            ys = conv.forward(&norm.forward_relu(&ys, mode)?)?;
+            ys = norm.forward_relu(&ys, mode)?;
+            taps.offer(format_args!("{name}.relu2"), &ys);
+            ys = conv.forward(&ys)?;
+            taps.offer(format_args!("{name}.conv2"), &ys);
         }
         Tensor::cat(&[xs, &ys], 1)
+    }
+
+    /// What [`DenseLayer::forward`] offers.
+    fn layers(&self) -> Vec<Layer> {
+        let names: &[&str] = match self.bottleneck {
+            Some(_) => &["relu1", "conv1", "relu2", "conv2"],
+            None => &["relu1", "conv1"],
+        };
+        names.iter().map(|name| Layer::map(format!("{}.{name}", self.name))).collect()
     }
 }
 
@@ -67,7 +91,9 @@ impl DenseNet {
             let vb_block = vb.pp(format!("block{block}")).pp("layer");
             let mut dense = Vec::new();
             for i in 0..layers {
-                dense.push(DenseLayer::new(channels, growth, bottleneck, &vb_block.pp(i))?);
+                let name = format!("block{block}.layer.{i}");
+                let vb = vb_block.pp(i);
+                dense.push(DenseLayer::new(name, channels, growth, bottleneck, &vb)?);
                 channels += growth;
             }
             blocks.push(dense);
@@ -92,21 +118,28 @@ impl DenseNet {
 }
 
 impl Network for DenseNet {
-    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
-        let mut xs = self.conv1.forward(xs)?;
-        taps.offer("stem", &xs);
-        for (i, block) in self.blocks.iter().enumerate() {
-            for layer in block {
-                xs = layer.forward(&xs, mode)?;
-            }
-            if let Some(Transition { bn1, conv1 }) = self.transitions.get(i) {
-                xs = conv1.forward(&bn1.forward_relu(&xs, mode)?)?.avg_pool2d(2)?;
-            }
-            taps.offer(&format!("block{}", i + 1), &xs);
-        }
-        let xs = self.bn1.forward_relu(&xs, mode)?;
-        taps.offer("bn1", &xs);
-        let features = global_average_pool(&xs)?;
+    fn run_stage(&self, stage: usize, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let Some(i) = stage.checked_sub(1) else {
+            let xs = self.conv1.forward(xs)?;
+            taps.offer("conv1", &xs);
+            return Ok(xs);
+        };
+        let Some(block) = self.blocks.get(i) else {
+            let xs = self.bn1.forward_relu(xs, mode)?;
+            taps.offer("relu1", &xs);
+            return Ok(xs);
+        };
+        let xs = block.iter().try_fold(xs.clone(), |xs, layer| layer.forward(&xs, mode, taps))?;
+        let Some(Transition { bn1, conv1 }) = self.transitions.get(i) else { return Ok(xs) };
+        let xs = bn1.forward_relu(&xs, mode)?;
+        taps.offer(format_args!("trans{stage}.relu1"), &xs);
+        let xs = conv1.forward(&xs)?;
+        taps.offer(format_args!("trans{stage}.conv1"), &xs);
+        xs.avg_pool2d(2)
+    }
+
+    fn finish(&self, xs: &Tensor, _mode: Mode, _taps: &mut Taps) -> Result<Outputs> {
+        let features = global_average_pool(xs)?;
         Ok(Outputs { logits: self.fc.forward(&features)?, features })
     }
 
@@ -114,7 +147,17 @@ impl Network for DenseNet {
         &self.fc
     }
 
-    fn layer_names(&self) -> Vec<String> {
-        ["stem", "block1", "block2", "block3", "bn1"].map(String::from).to_vec()
+    fn layers(&self) -> Vec<Layer> {
+        let mut layers = vec![Layer::map("conv1"), Layer::stage("stem")];
+        for (block, i) in self.blocks.iter().zip(1..) {
+            layers.extend(block.iter().flat_map(DenseLayer::layers));
+            if i <= self.transitions.len() {
+                layers
+                    .extend(["relu1", "conv1"].map(|name| Layer::map(format!("trans{i}.{name}"))));
+            }
+            layers.push(Layer::stage(format!("block{i}")));
+        }
+        layers.extend([Layer::map("relu1"), Layer::stage("bn1")]);
+        layers
     }
 }

@@ -40,14 +40,19 @@ impl Taps {
         Self::default()
     }
 
-    /// Keep the activations with these names, which [`Network::layer_names`] lists.
+    /// Keep the activations with these names, which [`Network::layers`] lists.
     pub fn of(names: &[String]) -> Self {
         Self { wanted: names.to_vec(), taken: BTreeMap::new() }
     }
 
-    pub(crate) fn offer(&mut self, name: &str, xs: &Tensor) {
-        if self.wanted.iter().any(|wanted| wanted == name) {
-            self.taken.insert(name.to_owned(), xs.clone());
+    pub(crate) fn offer(&mut self, name: impl fmt::Display, xs: &Tensor) {
+        // Most passes keep nothing, and need not write names.
+        if self.wanted.is_empty() {
+            return;
+        }
+        let name = name.to_string();
+        if self.wanted.contains(&name) {
+            self.taken.insert(name, xs.clone());
         }
     }
 
@@ -57,19 +62,87 @@ impl Taps {
     }
 }
 
-/// A classifier network.
+/// What a layer that can be tapped is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LayerKind {
+    /// The output of a stage, from which the network can go on: `stem`, then those behind it.
+    Stage,
+    /// What a hook on a convolution, or on a ReLU module where the PyTorch network has such, sees.
+    /// Convolutions are called as in a checkpoint's keys; a ReLU has the name of the normalisation
+    /// in front of it with `relu` in place of `bn`.
+    Map,
+    /// What a further head gives, `[batch, columns]`.
+    Head,
+}
+
+/// A layer that can be tapped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layer {
+    pub name: String,
+    pub kind: LayerKind,
+}
+
+impl Layer {
+    pub(crate) fn stage(name: impl Into<String>) -> Self {
+        Self { name: name.into(), kind: LayerKind::Stage }
+    }
+
+    pub(crate) fn map(name: impl Into<String>) -> Self {
+        Self { name: name.into(), kind: LayerKind::Map }
+    }
+}
+
+/// A classifier network: stages one after the other, and what makes features and logits of the last
+/// one's output.
 pub trait Network: Send + Sync {
-    /// Logits and features of normalised images.
+    /// The activations that [`Taps`] can keep, in order of execution. The name of a stage stands
+    /// behind those of what is inside it.
+    fn layers(&self) -> Vec<Layer>;
+
+    /// Runs one stage, counted from 0 as in [`Network::layers`]. The first one takes normalised
+    /// images, the others what the stage before them gives. The caller offers the output itself.
     ///
     /// # Shapes
-    /// `xs`: `[batch, 3, height, width]`
-    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs>;
+    /// `xs`: `[batch, 3, height, width]` for the first stage, else `[batch, channels, h, w]`
+    fn run_stage(&self, stage: usize, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor>;
+
+    /// Logits and features of the last stage's output.
+    fn finish(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs>;
 
     /// The last linear layer.
     fn head(&self) -> &Linear;
 
-    /// The activations that [`Taps`] can keep, in order of execution.
-    fn layer_names(&self) -> Vec<String>;
+    /// The names of the stages.
+    fn stage_names(&self) -> Vec<String> {
+        let stages = self.layers().into_iter().filter(|layer| layer.kind == LayerKind::Stage);
+        stages.map(|layer| layer.name).collect()
+    }
+
+    /// Logits and features of normalised images.
+    ///
+    /// # Shapes
+    /// `xs`: `[batch, 3, height, width]`
+    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
+        self.forward_behind(None, xs, mode, taps)
+    }
+
+    /// Logits and features of the output of a stage, counted from 0; of normalised images where
+    /// there is none.
+    fn forward_behind(
+        &self,
+        stage: Option<usize>,
+        xs: &Tensor,
+        mode: Mode,
+        taps: &mut Taps,
+    ) -> Result<Outputs> {
+        let first = stage.map_or(0, |stage| stage + 1);
+        let mut xs = xs.clone();
+        for (stage, name) in self.stage_names().iter().enumerate().skip(first) {
+            xs = self.run_stage(stage, &xs, mode, taps)?;
+            taps.offer(name, &xs);
+        }
+        self.finish(&xs, mode, taps)
+    }
 }
 
 /// A family of architectures with all of its sizes.
@@ -279,16 +352,103 @@ mod tests {
         for (arch, name, size, features) in cases {
             assert_eq!(arch.to_string(), name);
             let network = arch.build(7, formula::var_builder(Default::default())).unwrap();
-            let mut taps = Taps::of(&network.layer_names());
+            let mut names: Vec<String> =
+                network.layers().into_iter().map(|layer| layer.name).collect();
+            let mut taps = Taps::of(&names);
             let xs = random("xs", &[2, 3, size, size]);
             let outputs = network.forward(&xs, Mode::Eval, &mut taps).unwrap();
             assert_eq!(outputs.logits.dims(), [2, 7], "{name}");
             assert_eq!(outputs.features.dims(), [2, features], "{name}");
-            let mut taken: Vec<String> = taps.into_taken().into_keys().collect();
-            let mut names = network.layer_names();
-            taken.sort();
+            let taken = taps.into_taken();
             names.sort();
-            assert_eq!(taken, names);
+            assert!(taken.keys().eq(&names), "{name}: {names:?} {:?}", taken.keys());
+            // The network goes on from the output of each stage to the same outputs.
+            for (stage, at) in network.stage_names().iter().enumerate() {
+                let mut none = Taps::none();
+                let from = network.forward_behind(Some(stage), &taken[at], Mode::Eval, &mut none);
+                let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let from = from.unwrap();
+                assert_eq!(values(&from.logits), values(&outputs.logits), "{name} {at}");
+                assert_eq!(values(&from.features), values(&outputs.features), "{name} {at}");
+            }
         }
+    }
+
+    #[test]
+    fn layers_are_listed_as_hooks_would_see_them() {
+        let layers = |arch: Architecture| {
+            let network = arch.build(2, formula::var_builder(Default::default())).unwrap();
+            network.layers()
+        };
+        let names = |arch| -> Vec<String> {
+            layers(arch).into_iter().map(|layer| layer.name).collect::<Vec<_>>()
+        };
+        let arch = Architecture::ResNetCifar { blocks: 1, width: 4, projection: true };
+        let expected = [
+            "conv1",
+            "stem",
+            "layer1.0.conv1",
+            "layer1.0.conv2",
+            "layer1",
+            "layer2.0.conv1",
+            "layer2.0.conv2",
+            "layer2.0.shortcut.0",
+            "layer2",
+            "layer3.0.conv1",
+            "layer3.0.conv2",
+            "layer3.0.shortcut.0",
+            "layer3",
+        ];
+        assert_eq!(names(arch), expected);
+        // Twenty convolutions and five stages; its ReLUs are functions, which nothing hooks.
+        let arch = Architecture::ResNet32 { blocks: [2, 2, 2, 2] };
+        let count = |kind| layers(arch).iter().filter(|layer| layer.kind == kind).count();
+        assert_eq!((count(LayerKind::Map), count(LayerKind::Stage)), (20, 5));
+        let arch = Architecture::ResNet224 { blocks: [1; 4], bottleneck: true };
+        let expected = [
+            "conv1",
+            "relu1",
+            "stem",
+            "layer1.0.conv1",
+            "layer1.0.relu1",
+            "layer1.0.conv2",
+            "layer1.0.relu2",
+            "layer1.0.conv3",
+            "layer1.0.downsample.0",
+            "layer1.0.relu3",
+            "layer1",
+        ];
+        assert_eq!(names(arch)[..11], expected);
+        let arch = Architecture::DenseNet {
+            layers: 1,
+            growth: 2,
+            stem: 4,
+            bottleneck: true,
+            halving: true,
+        };
+        let expected = [
+            "conv1",
+            "stem",
+            "block1.layer.0.relu1",
+            "block1.layer.0.conv1",
+            "block1.layer.0.relu2",
+            "block1.layer.0.conv2",
+            "trans1.relu1",
+            "trans1.conv1",
+            "block1",
+        ];
+        assert_eq!(names(arch)[..9], expected);
+        assert_eq!(names(arch).last().unwrap(), "bn1");
+        let expected = [
+            "conv1",
+            "stem",
+            "block1.layer.0.relu1",
+            "block1.layer.0.conv1",
+            "block1.layer.0.relu2",
+            "block1.layer.0.conv2",
+            "block1.layer.0.convShortcut",
+            "block1",
+        ];
+        assert_eq!(names(Architecture::Wrn { blocks: 1, widen: 2 })[..8], expected);
     }
 }

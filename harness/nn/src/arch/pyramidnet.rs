@@ -8,6 +8,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::Layer as Tapped;
 use super::{Architecture, Network, Outputs, Taps};
 use crate::kernels;
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
@@ -19,6 +20,8 @@ struct Layer {
 }
 
 struct Block {
+    /// Where it stands in a checkpoint.
+    name: String,
     layers: Vec<Layer>,
     last_norm: BatchNorm2d,
     halves: bool,
@@ -28,6 +31,7 @@ struct Block {
 
 impl Block {
     fn new(
+        name: String,
         c_in: usize,
         planes: usize,
         stride: usize,
@@ -54,6 +58,7 @@ impl Block {
             candle_core::bail!("`{}` expected at least {c_in} channels, got {c_out}", vb.prefix());
         };
         Ok(Self {
+            name,
             layers: layers.collect::<Result<_>>()?,
             last_norm: BatchNorm2d::new(c_out, vb.pp(format!("bn{}", shapes.len() + 1)))?,
             halves: stride == 2,
@@ -61,15 +66,32 @@ impl Block {
         })
     }
 
-    fn forward(&self, xs: &Tensor, mode: Mode) -> Result<Tensor> {
+    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let name = &self.name;
         let mut ys = xs.clone();
-        for (i, Layer { norm, conv }) in self.layers.iter().enumerate() {
-            ys = if i == 0 { norm.forward(&ys, mode)? } else { norm.forward_relu(&ys, mode)? };
+        for (Layer { norm, conv }, i) in self.layers.iter().zip(1..) {
+            if i == 1 {
+                ys = norm.forward(&ys, mode)?;
+            } else {
+                ys = norm.forward_relu(&ys, mode)?;
+                taps.offer(format_args!("{name}.relu{i}"), &ys);
+            }
             ys = conv.forward(&ys)?;
+            taps.offer(format_args!("{name}.conv{i}"), &ys);
         }
         let ys = self.last_norm.forward(&ys, mode)?;
         let shortcut = if self.halves { halve(xs)? } else { xs.clone() };
         ys + shortcut.pad_with_zeros(1, 0, self.missing)?
+    }
+
+    /// What [`Block::forward`] offers.
+    fn tapped(&self) -> Vec<Tapped> {
+        let name = &self.name;
+        let of_layer = |i: usize| {
+            let relu = (i > 1).then(|| Tapped::map(format!("{name}.relu{i}")));
+            relu.into_iter().chain([Tapped::map(format!("{name}.conv{i}"))])
+        };
+        (1..=self.layers.len()).flat_map(of_layer).collect()
     }
 }
 
@@ -138,7 +160,8 @@ impl PyramidNet {
             let mut this = Vec::new();
             for (i, planes) in planes.by_ref().take(n_blocks).enumerate() {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                this.push(Block::new(channels, planes, stride, style, vb.pp(i))?);
+                let name = format!("layer{}.{i}", stage + 1);
+                this.push(Block::new(name, channels, planes, stride, style, vb.pp(i))?);
                 channels = planes * style.expansion();
             }
             stages.push(this);
@@ -155,21 +178,25 @@ impl PyramidNet {
 }
 
 impl Network for PyramidNet {
-    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
-        let mut xs = self.conv1.forward(xs)?;
-        xs = if self.stem_pool {
-            kernels::max_pool_3x3_stride_2(&self.bn1.forward_relu(&xs, mode)?)?
-        } else {
-            self.bn1.forward(&xs, mode)?
-        };
-        taps.offer("stem", &xs);
-        for (i, stage) in self.stages.iter().enumerate() {
-            for block in stage {
-                xs = block.forward(&xs, mode)?;
-            }
-            taps.offer(&format!("layer{}", i + 1), &xs);
+    fn run_stage(&self, stage: usize, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        if let Some(stage) = stage.checked_sub(1) {
+            let mut blocks = self.stages[stage].iter();
+            return blocks.try_fold(xs.clone(), |xs, block| block.forward(&xs, mode, taps));
         }
-        let features = global_average_pool(&self.bn_final.forward_relu(&xs, mode)?)?;
+        let xs = self.conv1.forward(xs)?;
+        taps.offer("conv1", &xs);
+        if !self.stem_pool {
+            return self.bn1.forward(&xs, mode);
+        }
+        let xs = self.bn1.forward_relu(&xs, mode)?;
+        taps.offer("relu1", &xs);
+        kernels::max_pool_3x3_stride_2(&xs)
+    }
+
+    fn finish(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
+        let xs = self.bn_final.forward_relu(xs, mode)?;
+        taps.offer("relu_final", &xs);
+        let features = global_average_pool(&xs)?;
         Ok(Outputs { logits: self.fc.forward(&features)?, features })
     }
 
@@ -177,9 +204,16 @@ impl Network for PyramidNet {
         &self.fc
     }
 
-    fn layer_names(&self) -> Vec<String> {
-        let stages = (1..=self.stages.len()).map(|stage| format!("layer{stage}"));
-        std::iter::once("stem".to_owned()).chain(stages).collect()
+    fn layers(&self) -> Vec<Tapped> {
+        let mut layers = vec![Tapped::map("conv1")];
+        layers.extend(self.stem_pool.then(|| Tapped::map("relu1")));
+        layers.push(Tapped::stage("stem"));
+        for (stage, i) in self.stages.iter().zip(1..) {
+            layers.extend(stage.iter().flat_map(Block::tapped));
+            layers.push(Tapped::stage(format!("layer{i}")));
+        }
+        layers.push(Tapped::map("relu_final"));
+        layers
     }
 }
 

@@ -6,18 +6,22 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Network, Outputs, Taps};
+use super::{Layer, Network, Outputs, Taps};
 use crate::kernels;
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 /// A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels.
 struct Block {
+    /// Where it stands in a checkpoint.
+    name: String,
+    style: Style,
     convs: Vec<(Conv2d, BatchNorm2d)>,
     shortcut: Option<(Conv2d, BatchNorm2d)>,
 }
 
 impl Block {
     fn new(
+        name: String,
         c_in: usize,
         planes: usize,
         stride: usize,
@@ -52,24 +56,51 @@ impl Block {
         } else {
             None
         };
-        Ok(Self { convs, shortcut })
+        Ok(Self { name, style, convs, shortcut })
     }
 
-    fn forward(&self, xs: &Tensor, mode: Mode) -> Result<Tensor> {
+    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let name = &self.name;
+        let last = self.convs.len();
         let mut ys = xs.clone();
-        for (i, (conv, norm)) in self.convs.iter().enumerate() {
+        for ((conv, norm), i) in self.convs.iter().zip(1..) {
             ys = conv.forward(&ys)?;
-            ys = if i + 1 < self.convs.len() {
-                norm.forward_relu(&ys, mode)?
+            taps.offer(format_args!("{name}.conv{i}"), &ys);
+            if i < last {
+                ys = norm.forward_relu(&ys, mode)?;
+                taps.offer(format_args!("{name}.relu{i}"), &ys);
             } else {
-                norm.forward(&ys, mode)?
-            };
+                ys = norm.forward(&ys, mode)?;
+            }
         }
         let shortcut = match &self.shortcut {
-            Some((conv, norm)) => norm.forward(&conv.forward(xs)?, mode)?,
+            Some((conv, norm)) => {
+                let xs = conv.forward(xs)?;
+                taps.offer(format_args!("{name}.{}.0", self.style.shortcut), &xs);
+                norm.forward(&xs, mode)?
+            }
             None => xs.clone(),
         };
-        (ys + shortcut)?.relu()
+        let ys = (ys + shortcut)?.relu()?;
+        taps.offer(format_args!("{name}.relu{last}"), &ys);
+        Ok(ys)
+    }
+
+    /// What [`Block::forward`] offers.
+    fn layers(&self) -> Vec<Layer> {
+        let Self { name, style, .. } = self;
+        let last = self.convs.len();
+        let relu = |i: usize| style.relu_modules.then(|| Layer::map(format!("{name}.relu{i}")));
+        let mut layers = Vec::new();
+        for i in 1..=last {
+            layers.push(Layer::map(format!("{name}.conv{i}")));
+            layers.extend(relu(i).filter(|_| i < last));
+        }
+        if self.shortcut.is_some() {
+            layers.push(Layer::map(format!("{name}.{}.0", style.shortcut)));
+        }
+        layers.extend(relu(last));
+        layers
     }
 }
 
@@ -78,6 +109,8 @@ struct Style {
     bottleneck: bool,
     /// What the checkpoint calls the projection.
     shortcut: &'static str,
+    /// Whether its ReLUs are modules, which can be hooked, or functions.
+    relu_modules: bool,
 }
 
 impl Style {
@@ -90,13 +123,14 @@ pub(super) struct ResNet {
     conv1: Conv2d,
     bn1: BatchNorm2d,
     stem_pool: bool,
+    style: Style,
     stages: Vec<Vec<Block>>,
     fc: Linear,
 }
 
 impl ResNet {
     pub(super) fn new_32(blocks: [usize; 4], n_classes: usize, vb: VarBuilder) -> Result<Self> {
-        let style = Style { bottleneck: false, shortcut: "shortcut" };
+        let style = Style { bottleneck: false, shortcut: "shortcut", relu_modules: false };
         Self::new(blocks, n_classes, ConvShape::three(1), style, vb)
     }
 
@@ -107,7 +141,8 @@ impl ResNet {
         vb: VarBuilder,
     ) -> Result<Self> {
         let stem = ConvShape { kernel: 7, stride: 2, padding: 3 };
-        Self::new(blocks, n_classes, stem, Style { bottleneck, shortcut: "downsample" }, vb)
+        let style = Style { bottleneck, shortcut: "downsample", relu_modules: true };
+        Self::new(blocks, n_classes, stem, style, vb)
     }
 
     fn new(
@@ -124,7 +159,8 @@ impl ResNet {
             let mut layer = Vec::new();
             for i in 0..n_blocks {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                layer.push(Block::new(channels, planes, stride, style, &vb.pp(i))?);
+                let name = format!("layer{}.{i}", stage + 1);
+                layer.push(Block::new(name, channels, planes, stride, style, &vb.pp(i))?);
                 channels = planes * style.expansion();
             }
             stages.push(layer);
@@ -133,6 +169,7 @@ impl ResNet {
             conv1: Conv2d::new(3, 64, stem, vb.pp("conv1"))?,
             bn1: BatchNorm2d::new(64, vb.pp("bn1"))?,
             stem_pool: stem.kernel == 7,
+            style,
             stages,
             fc: Linear::new(channels, n_classes, vb.pp("fc"))?,
         })
@@ -140,19 +177,20 @@ impl ResNet {
 }
 
 impl Network for ResNet {
-    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
-        let mut xs = self.bn1.forward_relu(&self.conv1.forward(xs)?, mode)?;
-        if self.stem_pool {
-            xs = kernels::max_pool_3x3_stride_2(&xs)?;
+    fn run_stage(&self, stage: usize, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        if let Some(stage) = stage.checked_sub(1) {
+            let mut blocks = self.stages[stage].iter();
+            return blocks.try_fold(xs.clone(), |xs, block| block.forward(&xs, mode, taps));
         }
-        taps.offer("stem", &xs);
-        for (i, stage) in self.stages.iter().enumerate() {
-            for block in stage {
-                xs = block.forward(&xs, mode)?;
-            }
-            taps.offer(&format!("layer{}", i + 1), &xs);
-        }
-        let features = global_average_pool(&xs)?;
+        let xs = self.conv1.forward(xs)?;
+        taps.offer("conv1", &xs);
+        let xs = self.bn1.forward_relu(&xs, mode)?;
+        taps.offer("relu1", &xs);
+        if self.stem_pool { kernels::max_pool_3x3_stride_2(&xs) } else { Ok(xs) }
+    }
+
+    fn finish(&self, xs: &Tensor, _mode: Mode, _taps: &mut Taps) -> Result<Outputs> {
+        let features = global_average_pool(xs)?;
         Ok(Outputs { logits: self.fc.forward(&features)?, features })
     }
 
@@ -160,7 +198,14 @@ impl Network for ResNet {
         &self.fc
     }
 
-    fn layer_names(&self) -> Vec<String> {
-        ["stem", "layer1", "layer2", "layer3", "layer4"].map(String::from).to_vec()
+    fn layers(&self) -> Vec<Layer> {
+        let mut layers = vec![Layer::map("conv1")];
+        layers.extend(self.style.relu_modules.then(|| Layer::map("relu1")));
+        layers.push(Layer::stage("stem"));
+        for (stage, i) in self.stages.iter().zip(1..) {
+            layers.extend(stage.iter().flat_map(Block::layers));
+            layers.push(Layer::stage(format!("layer{i}")));
+        }
+        layers
     }
 }

@@ -7,7 +7,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Network, Outputs, Taps};
+use super::{Layer, Network, Outputs, Taps};
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 enum Shortcut {
@@ -22,6 +22,8 @@ enum Shortcut {
 }
 
 struct Block {
+    /// Where it stands in a checkpoint.
+    name: String,
     conv1: Conv2d,
     bn1: BatchNorm2d,
     conv2: Conv2d,
@@ -31,6 +33,7 @@ struct Block {
 
 impl Block {
     fn new(
+        name: String,
         c_in: usize,
         c_out: usize,
         stride: usize,
@@ -50,6 +53,7 @@ impl Block {
             Shortcut::Padded { before, after: c_out - c_in - before }
         };
         Ok(Self {
+            name,
             conv1: Conv2d::new(c_in, c_out, ConvShape::three(stride), vb.pp("conv1"))?,
             bn1: BatchNorm2d::new(c_out, vb.pp("bn1"))?,
             conv2: Conv2d::new(c_out, c_out, ConvShape::three(1), vb.pp("conv2"))?,
@@ -58,17 +62,34 @@ impl Block {
         })
     }
 
-    fn forward(&self, xs: &Tensor, mode: Mode) -> Result<Tensor> {
-        let ys = self.bn1.forward_relu(&self.conv1.forward(xs)?, mode)?;
-        let ys = self.bn2.forward(&self.conv2.forward(&ys)?, mode)?;
+    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let name = &self.name;
+        let ys = self.conv1.forward(xs)?;
+        taps.offer(format_args!("{name}.conv1"), &ys);
+        let ys = self.conv2.forward(&self.bn1.forward_relu(&ys, mode)?)?;
+        taps.offer(format_args!("{name}.conv2"), &ys);
+        let ys = self.bn2.forward(&ys, mode)?;
         let shortcut = match &self.shortcut {
             Shortcut::Identity => xs.clone(),
             Shortcut::Padded { before, after } => {
                 every_second_pixel(xs)?.pad_with_zeros(1, *before, *after)?
             }
-            Shortcut::Projected(conv, norm) => norm.forward(&conv.forward(xs)?, mode)?,
+            Shortcut::Projected(conv, norm) => {
+                let xs = conv.forward(xs)?;
+                taps.offer(format_args!("{name}.shortcut.0"), &xs);
+                norm.forward(&xs, mode)?
+            }
         };
         (ys + shortcut)?.relu()
+    }
+
+    /// What [`Block::forward`] offers.
+    fn layers(&self) -> Vec<Layer> {
+        let Self { name, shortcut, .. } = self;
+        let is_projected = matches!(shortcut, Shortcut::Projected(..));
+        let projection = is_projected.then(|| format!("{name}.shortcut.0"));
+        let convs = [format!("{name}.conv1"), format!("{name}.conv2")];
+        convs.into_iter().chain(projection).map(Layer::map).collect()
     }
 }
 
@@ -108,7 +129,8 @@ impl ResNetCifar {
             let mut layer = Vec::new();
             for i in 0..blocks {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                layer.push(Block::new(channels, c_out, stride, projection, &vb.pp(i))?);
+                let name = format!("layer{}.{i}", stage + 1);
+                layer.push(Block::new(name, channels, c_out, stride, projection, &vb.pp(i))?);
                 channels = c_out;
             }
             stages.push(layer);
@@ -123,16 +145,18 @@ impl ResNetCifar {
 }
 
 impl Network for ResNetCifar {
-    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
-        let mut xs = self.bn1.forward_relu(&self.conv1.forward(xs)?, mode)?;
-        taps.offer("stem", &xs);
-        for (i, stage) in self.stages.iter().enumerate() {
-            for block in stage {
-                xs = block.forward(&xs, mode)?;
-            }
-            taps.offer(&format!("layer{}", i + 1), &xs);
+    fn run_stage(&self, stage: usize, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        if let Some(stage) = stage.checked_sub(1) {
+            let mut blocks = self.stages[stage].iter();
+            return blocks.try_fold(xs.clone(), |xs, block| block.forward(&xs, mode, taps));
         }
-        let features = global_average_pool(&xs)?;
+        let xs = self.conv1.forward(xs)?;
+        taps.offer("conv1", &xs);
+        self.bn1.forward_relu(&xs, mode)
+    }
+
+    fn finish(&self, xs: &Tensor, _mode: Mode, _taps: &mut Taps) -> Result<Outputs> {
+        let features = global_average_pool(xs)?;
         Ok(Outputs { logits: self.linear.forward(&features)?, features })
     }
 
@@ -140,7 +164,12 @@ impl Network for ResNetCifar {
         &self.linear
     }
 
-    fn layer_names(&self) -> Vec<String> {
-        ["stem", "layer1", "layer2", "layer3"].map(String::from).to_vec()
+    fn layers(&self) -> Vec<Layer> {
+        let mut layers = vec![Layer::map("conv1"), Layer::stage("stem")];
+        for (stage, i) in self.stages.iter().zip(1..) {
+            layers.extend(stage.iter().flat_map(Block::layers));
+            layers.push(Layer::stage(format!("layer{i}")));
+        }
+        layers
     }
 }

@@ -6,10 +6,12 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Network, Outputs, Taps};
+use super::{Layer, Network, Outputs, Taps};
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 struct Block {
+    /// Where it stands in a checkpoint.
+    name: String,
     bn1: BatchNorm2d,
     conv1: Conv2d,
     bn2: BatchNorm2d,
@@ -18,13 +20,20 @@ struct Block {
 }
 
 impl Block {
-    fn new(c_in: usize, c_out: usize, stride: usize, vb: &VarBuilder) -> Result<Self> {
+    fn new(
+        name: String,
+        c_in: usize,
+        c_out: usize,
+        stride: usize,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let shortcut = if c_in == c_out {
             None
         } else {
             Some(Conv2d::new(c_in, c_out, ConvShape::one(stride), vb.pp("convShortcut"))?)
         };
         Ok(Self {
+            name,
             bn1: BatchNorm2d::new(c_in, vb.pp("bn1"))?,
             conv1: Conv2d::new(c_in, c_out, ConvShape::three(stride), vb.pp("conv1"))?,
             bn2: BatchNorm2d::new(c_out, vb.pp("bn2"))?,
@@ -33,14 +42,27 @@ impl Block {
         })
     }
 
-    fn forward(&self, xs: &Tensor, mode: Mode) -> Result<Tensor> {
+    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let name = &self.name;
         let normal = self.bn1.forward_relu(xs, mode)?;
-        let ys = self.bn2.forward_relu(&self.conv1.forward(&normal)?, mode)?;
+        taps.offer(format_args!("{name}.relu1"), &normal);
+        let ys = self.conv1.forward(&normal)?;
+        taps.offer(format_args!("{name}.conv1"), &ys);
+        let ys = self.bn2.forward_relu(&ys, mode)?;
+        taps.offer(format_args!("{name}.relu2"), &ys);
         let ys = self.conv2.forward(&ys)?;
-        match &self.shortcut {
-            Some(conv) => conv.forward(&normal)? + ys,
-            None => xs + ys,
-        }
+        taps.offer(format_args!("{name}.conv2"), &ys);
+        let Some(conv) = &self.shortcut else { return xs + ys };
+        let shortcut = conv.forward(&normal)?;
+        taps.offer(format_args!("{name}.convShortcut"), &shortcut);
+        shortcut + ys
+    }
+
+    /// What [`Block::forward`] offers.
+    fn layers(&self) -> Vec<Layer> {
+        let shortcut = self.shortcut.as_ref().map(|_| "convShortcut");
+        let names = ["relu1", "conv1", "relu2", "conv2"].into_iter().chain(shortcut);
+        names.map(|name| Layer::map(format!("{}.{name}", self.name))).collect()
     }
 }
 
@@ -66,7 +88,8 @@ impl WideResNet {
             let mut block = Vec::new();
             for i in 0..n_blocks {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                block.push(Block::new(channels, c_out, stride, &vb.pp(i))?);
+                let name = format!("block{}.layer.{i}", stage + 1);
+                block.push(Block::new(name, channels, c_out, stride, &vb.pp(i))?);
                 channels = c_out;
             }
             blocks.push(block);
@@ -81,18 +104,22 @@ impl WideResNet {
 }
 
 impl Network for WideResNet {
-    fn forward(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
-        let mut xs = self.conv1.forward(xs)?;
-        taps.offer("stem", &xs);
-        for (i, block) in self.blocks.iter().enumerate() {
-            for layer in block {
-                xs = layer.forward(&xs, mode)?;
-            }
-            taps.offer(&format!("block{}", i + 1), &xs);
+    fn run_stage(&self, stage: usize, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Tensor> {
+        let Some(block) = stage.checked_sub(1) else {
+            let xs = self.conv1.forward(xs)?;
+            taps.offer("conv1", &xs);
+            return Ok(xs);
+        };
+        if let Some(block) = self.blocks.get(block) {
+            return block.iter().try_fold(xs.clone(), |xs, layer| layer.forward(&xs, mode, taps));
         }
-        let xs = self.bn1.forward_relu(&xs, mode)?;
-        taps.offer("bn1", &xs);
-        let features = global_average_pool(&xs)?;
+        let xs = self.bn1.forward_relu(xs, mode)?;
+        taps.offer("relu1", &xs);
+        Ok(xs)
+    }
+
+    fn finish(&self, xs: &Tensor, _mode: Mode, _taps: &mut Taps) -> Result<Outputs> {
+        let features = global_average_pool(xs)?;
         Ok(Outputs { logits: self.fc.forward(&features)?, features })
     }
 
@@ -100,7 +127,13 @@ impl Network for WideResNet {
         &self.fc
     }
 
-    fn layer_names(&self) -> Vec<String> {
-        ["stem", "block1", "block2", "block3", "bn1"].map(String::from).to_vec()
+    fn layers(&self) -> Vec<Layer> {
+        let mut layers = vec![Layer::map("conv1"), Layer::stage("stem")];
+        for (block, i) in self.blocks.iter().zip(1..) {
+            layers.extend(block.iter().flat_map(Block::layers));
+            layers.push(Layer::stage(format!("block{i}")));
+        }
+        layers.extend([Layer::map("relu1"), Layer::stage("bn1")]);
+        layers
     }
 }

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use oodbench_nn::npz::{Npz, Stored};
+
 use super::{SamplesError, array};
 use crate::denoise::DenoiseError;
 use crate::denoise::change::{Change, Space, changes};
-use crate::npz::{Npz, Stored};
 
 /// What is held in memory of each timestep.
 const PART_BYTES: usize = 1 << 22;

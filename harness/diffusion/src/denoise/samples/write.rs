@@ -4,10 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use oodbench_nn::npz::{Dtype, NpzWriter};
+
 use super::{SamplesError, array};
 use crate::denoise::change::Space;
 use crate::denoise::process::Sample;
-use crate::npz::{Dtype, NpzWriter};
 
 /// How much there will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,11 +133,12 @@ impl SampleWriter {
 
 #[cfg(test)]
 mod tests {
+    use oodbench_nn::npz::Npz;
+
     use super::*;
     use crate::denoise::process::Outputs;
     use crate::denoise::samples::SampleFile;
     use crate::denoise::{Change, Mode, Readout, changes};
-    use crate::npz::Npz;
 
     const SIZES: SampleSizes =
         SampleSizes { n_timesteps: 3, n_images: 5, repeats: 2, size: (2, 2) };

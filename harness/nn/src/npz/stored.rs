@@ -26,16 +26,65 @@ impl Stored {
         &self.header.shape
     }
 
+    pub fn dtype(&self) -> Dtype {
+        self.header.dtype
+    }
+
     /// Reads `out.len()` numbers from number `first`, in the order of the last index running
-    /// fastest.
+    /// fastest, whatever the order in the file. Of a matrix in Fortran order whole rows are best
+    /// read many at a time: each call reads a piece of every column.
     ///
     /// # Errors
     /// Numbers that are not there.
     pub fn read_at(&self, first: u64, out: &mut [f64]) -> Result<(), NpzError> {
+        match self.header.shape[..] {
+            [rows, columns] if self.header.is_fortran_order && columns > 0 => {
+                self.read_columns(first, out, rows as u64, columns)
+            }
+            _ => self.read_run(first, out),
+        }
+    }
+
+    /// As [`Stored::read_at`], for a matrix whose columns lie one after the other.
+    fn read_columns(
+        &self,
+        first: u64,
+        out: &mut [f64],
+        rows: u64,
+        columns: usize,
+    ) -> Result<(), NpzError> {
+        let Some(end) = first.checked_add(out.len() as u64).filter(|_| !out.is_empty()) else {
+            return self.read_run(first, out);
+        };
+        let width = columns as u64;
+        let (first_row, end_row) = (first / width, end.div_ceil(width));
+        if end_row > rows {
+            return self.read_run(rows * width, out);
+        }
+        let mut piece = vec![0.0; (end_row - first_row) as usize];
+        for column in 0..width {
+            self.read_run(column * rows + first_row, &mut piece)?;
+            for (row, &value) in (first_row..).zip(&piece) {
+                let place = (row * width + column).checked_sub(first);
+                if let Some(place) = place.and_then(|place| out.get_mut(place as usize)) {
+                    *place = value;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads numbers that lie one after the other.
+    fn read_run(&self, first: u64, out: &mut [f64]) -> Result<(), NpzError> {
         let size = self.header.dtype.size();
         let mut bytes = vec![0; out.len() * size];
         let read = first
             .checked_mul(size as u64)
+            // What follows in the archive belongs to other arrays.
+            .filter(|offset| {
+                let end = offset.checked_add(bytes.len() as u64);
+                end.is_some_and(|end| end <= self.header.n_bytes)
+            })
             .and_then(|offset| offset.checked_add(self.start))
             .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
             .and_then(|offset| self.file.read_exact_at(&mut bytes, offset));
@@ -60,7 +109,8 @@ impl Npz {
     /// reading everything.
     ///
     /// # Errors
-    /// No array of this name, a damaged one, or one that holds anything but numbers; Fortran order.
+    /// No array of this name, a damaged one, or one that holds anything but numbers; Fortran order
+    /// of more than two indices.
     pub fn stored(&mut self, name: &str) -> Result<Stored, NpzError> {
         let (path, wrong) = (self.path.clone(), |problem| NpzError::Array {
             path: self.path.clone(),
@@ -105,7 +155,7 @@ impl Npz {
             if got < header.n_bytes {
                 return Err(format!("expected {} bytes, got {got}", header.n_bytes));
             }
-            if header.is_fortran_order && header.shape.len() > 1 {
+            if header.is_fortran_order && header.shape.len() > 2 {
                 return Err("expected the last index to run fastest, got Fortran order".to_owned());
             }
             Ok((header, file, start))
@@ -229,13 +279,47 @@ mod tests {
         assert_eq!(values(&mut Npz::open(&path).unwrap(), "x", 1, 2), [2.0, 3.0]);
     }
 
+    fn in_fortran_order(path: &Path, shape: &str, values: &[f64]) {
+        let dict = format!("{{'descr': '<f8', 'fortran_order': True, 'shape': {shape}, }}\n");
+        let start = [b"\x93NUMPY\x01\x00", &(dict.len() as u16).to_le_bytes()[..]].concat();
+        let values: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        deflated(path, &[&start[..], dict.as_bytes(), &values].concat());
+    }
+
     #[test]
-    fn fortran_order_and_missing_numbers_are_refused() {
+    fn a_matrix_in_fortran_order_is_read_by_rows() {
         let folder = folder();
         let path = folder.path().join("a.npz");
-        let dict = "{'descr': '<f8', 'fortran_order': True, 'shape': (1, 1), }\n";
-        let npy = [b"\x93NUMPY\x01\x00", &(dict.len() as u16).to_le_bytes()[..], dict.as_bytes()];
-        deflated(&path, &[&npy.concat()[..], &[0; 8]].concat());
+        in_fortran_order(&path, "(2, 3)", &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let mut npz = Npz::open(&path).unwrap();
+        for first in 0..6 {
+            for n in 0..=6 - first {
+                let expected: Vec<f64> = (first..first + n).map(|i| i as f64).collect();
+                assert_eq!(values(&mut npz, "x", first as u64, n), expected, "{first} {n}");
+            }
+        }
+        let array = npz.stored("x").unwrap();
+        assert!(array.read_at(5, &mut [0.0; 2]).is_err());
+        assert!(array.read_at(u64::MAX, &mut [0.0; 2]).is_err());
+    }
+
+    #[test]
+    fn an_array_ends_where_the_next_one_begins() {
+        let folder = folder();
+        let path = folder.path().join("a.npz");
+        let mut npz = NpzWriter::create(&path).unwrap();
+        npz.array("x", &[1], Values::F64(&[0.5])).unwrap();
+        npz.array("y", &[100], Values::F64(&[1.0; 100])).unwrap();
+        npz.finish().unwrap();
+        let array = Npz::open(&path).unwrap().stored("x").unwrap();
+        assert!(array.read_at(0, &mut [0.0; 2]).is_err());
+    }
+
+    #[test]
+    fn fortran_order_of_more_indices_and_missing_numbers_are_refused() {
+        let folder = folder();
+        let path = folder.path().join("a.npz");
+        in_fortran_order(&path, "(1, 1, 1)", &[0.0]);
         let err = Npz::open(&path).unwrap().stored("x").err().unwrap().to_string();
         assert!(err.contains("Fortran order"), "{err}");
         deflated(&path, &header::encode(Dtype::F64, &[3]));

@@ -130,6 +130,17 @@ impl Npz {
         self.entry(name, |entry, size| Ok(Header::read(entry, size)?.shape))
     }
 
+    /// The shape of an array and the type of its numbers, which are not read.
+    ///
+    /// # Errors
+    /// As [`Npz::shape`].
+    pub fn shape_and_dtype(&mut self, name: &str) -> Result<(Vec<usize>, Dtype), NpzError> {
+        self.entry(name, |entry, size| {
+            let header = Header::read(entry, size)?;
+            Ok((header.shape, header.dtype))
+        })
+    }
+
     /// Reads an array.
     ///
     /// # Errors
