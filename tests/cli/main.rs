@@ -2,10 +2,14 @@
 
 mod bad_input;
 mod bench;
+mod companions;
 mod denoise;
+mod ensemble;
 mod faulty;
+mod features;
 mod fid;
 mod plugin;
 mod sample;
 mod search;
 mod train;
+mod warnings;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use oodbench_engine::bench::{BenchRequest, Isolation, Outline, Setting, bench, outline};
+use oodbench_engine::bench::{
+    BenchRequest, ImageSource, Isolation, Setting, Source, bench, outline,
+};
 use oodbench_engine::catalogue::catalogue;
 use oodbench_engine::pack::Catalogue;
 
@@ -12,7 +14,8 @@ use crate::config::ConfigFile;
 use crate::environment as env;
 use crate::exit::{DONE, Failure, print};
 use crate::observer::{ProgressMode, Talk};
-use crate::report::{MessageFormat, show};
+use crate::outline::describe;
+use crate::report::{MessageFormat, Warned, show};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -22,6 +25,7 @@ Examples:
   oodbench bench --method all --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
   oodbench bench --method all --benchmark my.toml --data DIR --classifier my.toml --dry-run
   oodbench bench --method react,knn --aps --set knn.K=50
+  oodbench bench --method all --features DIR
 
 What is finished is kept: the same command started again does what is left.")]
 pub(crate) struct BenchArgs {
@@ -37,6 +41,9 @@ pub(crate) struct BenchArgs {
     /// Weights: FILE, ARCH:FILE, or a TOML file with arch, weights, mean and std.
     #[arg(long, value_name = "FILE")]
     classifier: Option<String>,
+    /// A folder of exported features in place of images and a classifier; see docs/features.md.
+    #[arg(long, value_name = "DIR")]
+    features: Option<PathBuf>,
     /// Where to compute: cpu, cuda or cuda:N [default: cpu].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
@@ -54,7 +61,7 @@ pub(crate) struct BenchArgs {
     /// The seed of everything random [default: 0].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The folder of the run [default: runs/BENCHMARK].
+    /// The folder of the run [default: runs/BENCHMARK, or runs/ and the name of the features].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// A TOML file with these options.
@@ -121,7 +128,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
     if !args.dry_run {
-        env::restart_without_candles_threads();
+        env::restart_for_networks();
     }
     let talk = Talk::new(args.progress, args.verbose);
     let worker = env::worker()?;
@@ -136,7 +143,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
     }
     require_packs(&catalogue, &search)?;
     if args.dry_run {
-        print(&describe(&request, &outline(&request, &catalogue)?))?;
+        let outline = outline(&request, &catalogue, &worker)?;
+        outline.warnings.iter().for_each(|warning| talk.line(&format!("warning: {warning}")));
+        print(&describe(&request.out, &outline))?;
         return Ok(DONE);
     }
     let start = Instant::now();
@@ -149,7 +158,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
         summary.failed,
         start.elapsed().as_secs_f64()
     ));
-    show(&request.out, args.message_format, &talk)
+    show(&request.out, args.message_format, &talk, Warned::WhileRunning)
 }
 
 fn require_packs(
@@ -174,22 +183,17 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
         let hint = "`--method diffood`, `--method msp,knn` or `--method all`";
         return Err(Failure::usage("bench expected `--method`, got none", Some(hint.to_owned())));
     }
-    let named = args.benchmark.clone().or_else(|| config.benchmark.clone());
-    let named = named.unwrap_or_else(|| "glyphs".to_owned());
-    let (benchmark, base) = env::benchmark(&named)?;
+    let source = source(args, &config)?;
     let number = |typed: Option<u64>, file: Option<usize>| typed.map(|n| n as usize).or(file);
     let out = args.out.clone().or_else(|| config.out.clone());
-    let out = out.unwrap_or_else(|| PathBuf::from("runs").join(&benchmark.name));
+    let out = out.unwrap_or_else(|| PathBuf::from("runs").join(source.name()));
     let memory = args.memory_limit.map(|mib| mib * (1 << 20)).or_else(env::most_of_memory);
     Ok(BenchRequest {
-        base,
         methods,
         baselines: !args.no_baselines,
         settings: config.settings().chain(args.set.iter().cloned()).collect(),
-        data: args.data.clone().or_else(|| config.data.clone()).unwrap_or_else(|| "data".into()),
         cache: absolute(env::cache(args.cache.as_deref())?)?,
         out: absolute(out)?,
-        classifier: args.classifier.clone().or_else(|| config.classifier.clone()),
         device: args
             .device
             .clone()
@@ -200,7 +204,6 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
         limit: number(args.limit, config.limit),
         search: args.aps || config.aps,
         batch_size: number(args.batch_size, config.batch_size).unwrap_or(128).max(1),
-        allow_missing: args.allow_missing,
         full_spectrum: args.full_spectrum,
         force: args.force,
         isolation: match args.isolation {
@@ -210,49 +213,42 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
         silence: args.time_limit,
         memory_limit: memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        benchmark,
+        source,
     })
+}
+
+/// Images of a benchmark, or exported features. What belongs to the one has no meaning for the
+/// other, and would be ignored.
+fn source(args: &BenchArgs, config: &ConfigFile) -> Result<Source, Failure> {
+    let benchmark = args.benchmark.clone().or_else(|| config.benchmark.clone());
+    let data = args.data.clone().or_else(|| config.data.clone());
+    let classifier = args.classifier.clone().or_else(|| config.classifier.clone());
+    let Some(folder) = args.features.clone().or_else(|| config.features.clone()) else {
+        let named = benchmark.unwrap_or_else(|| "glyphs".to_owned());
+        let (benchmark, base) = env::benchmark(&named)?;
+        let (data, allow_missing) = (data.unwrap_or_else(|| "data".into()), args.allow_missing);
+        let images = ImageSource { benchmark, base, data, classifier, allow_missing };
+        return Ok(Source::Images(Box::new(images)));
+    };
+    let of_images = [
+        ("--benchmark", benchmark.is_some()),
+        ("--data", data.is_some()),
+        ("--classifier", classifier.is_some()),
+        ("--allow-missing", args.allow_missing),
+    ];
+    match of_images.iter().find(|(_, given)| *given) {
+        None => Ok(Source::Features(folder)),
+        Some((option, _)) => Err(Failure::usage(
+            format!("bench expected either `--features` or `{option}`, got both"),
+            Some(format!(
+                "features take the place of images and classifier: leave `{option}` out, here and \
+                 in the configuration"
+            )),
+        )),
+    }
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path)
         .map_err(|error| Failure::usage(format!("find folder `{}`: {error}", path.display()), None))
-}
-
-/// The plan, for people.
-fn describe(request: &BenchRequest, outline: &Outline) -> String {
-    let classifier = &outline.classifier;
-    let mut text = format!(
-        "benchmark  {} {}\nclassifier {} ({})\nrun        {}\n\nsets\n",
-        request.benchmark.name,
-        request.benchmark.version,
-        classifier.name,
-        classifier.weights.display(),
-        request.out.display()
-    );
-    for (set, count) in &outline.sets {
-        text.push_str(&format!("  {:<24} {count} images\n", set.to_string()));
-    }
-    for missing in &outline.missing {
-        text.push_str(&format!("  {:<24} missing\n", missing.set.to_string()));
-    }
-    text.push_str("\ndetectors\n");
-    for detector in &outline.detectors {
-        let params = serde_json::Value::Object(detector.params.clone());
-        let needs = detector.info.needs.names().join(", ");
-        text.push_str(&format!("  {:<12} {params}  needs {needs}\n", detector.info.id));
-        if let Some(grid) = &detector.search {
-            let (n, names) = (grid.combinations.len(), grid.parameters.join(", "));
-            let passes = match grid.groups(&detector.info).len() {
-                1 => "1 pass".to_owned(),
-                passes => format!("{passes} passes"),
-            };
-            let line = format!("searches {n} combinations of {names}, in {passes}");
-            text.push_str(&format!("  {:<12} {line}\n", ""));
-        }
-    }
-    for skipped in &outline.skipped {
-        text.push_str(&format!("  {:<12} skipped: {}\n", skipped.info.id, skipped.reason));
-    }
-    text
 }

@@ -17,6 +17,7 @@ pub(crate) struct ConfigFile {
     pub(crate) benchmark: Option<String>,
     pub(crate) data: Option<PathBuf>,
     pub(crate) classifier: Option<String>,
+    pub(crate) features: Option<PathBuf>,
     pub(crate) device: Option<String>,
     pub(crate) seed: Option<u64>,
     pub(crate) limit: Option<usize>,
@@ -41,7 +42,7 @@ impl ConfigFile {
         let mut file: Self = toml::from_str(&text)
             .map_err(|error| fail(error.message().replace('\n', ", "), USAGE))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        for path in [&mut file.data, &mut file.out].into_iter().flatten() {
+        for path in [&mut file.data, &mut file.features, &mut file.out].into_iter().flatten() {
             *path = base.join(&*path);
         }
         Ok(file)

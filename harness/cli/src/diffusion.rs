@@ -102,7 +102,7 @@ impl DiffusionArgs {
                 format!("`--tolerance` expected from 0.0000001 to 1, got {}", self.tolerance);
             return Err(Failure::usage(message, None));
         }
-        env::restart_without_candles_threads();
+        env::restart_for_networks();
         env::start_threads(self.threads.unwrap_or_else(env::threads))?;
         Ok(Steps::new(self.progress))
     }

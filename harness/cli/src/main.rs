@@ -13,6 +13,7 @@ mod exit;
 mod fid;
 mod interpolate;
 mod observer;
+mod outline;
 mod plugin;
 mod report;
 mod sample;

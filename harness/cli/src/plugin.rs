@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use oodbench_engine::catalogue::{Refused, catalogue, check, probe};
-use oodbench_engine::pack::PackSummary;
+use oodbench_engine::pack::{DetectorInfo, PackSummary};
 
 use crate::environment as env;
 use crate::exit::{DONE, Failure, PLUGIN_REFUSED, print};
@@ -47,14 +47,17 @@ enum PluginCommand {
     },
     /// Run the conformance check on every detector of a pack.
     #[command(
-        after_help = "Examples:\n  oodbench plugin check target/release/libmine.so\n  oodbench plugin check target/release/packs/libposthoc.so --detector knn"
+        after_help = "Examples:\n  oodbench plugin check my-detector\n  oodbench plugin check target/release/libmine.so\n  oodbench plugin check target/release/packs/libposthoc.so --detector knn"
     )]
     Check {
-        /// The pack.
-        file: PathBuf,
-        /// One detector instead of all.
+        /// The file of a pack, the id of a detector, or the name of a pack that `plugin list` shows.
+        pack: PathBuf,
+        /// One detector of the pack instead of all.
         #[arg(long, value_name = "ID")]
         detector: Option<String>,
+        /// A pack, or a folder with packs, where an id or a name is looked for.
+        #[arg(long, value_name = "PATH")]
+        plugin_path: Vec<PathBuf>,
     },
 }
 
@@ -64,7 +67,10 @@ pub(crate) fn run(args: &PluginArgs) -> Result<u8, Failure> {
         PluginCommand::Inspect { file, message_format, verbose } => {
             inspect(file, *message_format, *verbose)
         }
-        PluginCommand::Check { file, detector } => check_pack(file, detector.as_deref()),
+        PluginCommand::Check { pack, detector, plugin_path } => {
+            let (file, id) = find(pack, plugin_path)?;
+            check_pack(&file, detector.as_deref().or(id))
+        }
     }
 }
 
@@ -96,7 +102,7 @@ fn list(plugin_path: &[PathBuf], format: MessageFormat) -> Result<u8, Failure> {
     for pack in catalogue.packs() {
         text.push_str(&format!("{} {}  {}\n", pack.name, pack.version, pack.path.display()));
         for detector in &pack.detectors {
-            let needs = detector.needs.names().join(", ");
+            let needs = needs(detector);
             text.push_str(&format!(
                 "  {:<14} {:<12} {}\n  {:<14} needs {needs}\n",
                 detector.id, detector.family, detector.summary, ""
@@ -121,6 +127,17 @@ fn inspect(file: &Path, format: MessageFormat, verbose: bool) -> Result<u8, Fail
     Ok(DONE)
 }
 
+/// What a detector needs: of the host, and of the classifier.
+fn needs(detector: &DetectorInfo) -> String {
+    let of_host = detector.needs.names().into_iter().map(str::to_owned);
+    let heads = detector.heads().map(|head| format!("the further head `{head}`"));
+    let mut needs: Vec<String> = of_host.chain(heads).collect();
+    if !detector.companion_of.is_empty() {
+        needs.push(format!("training by {}", detector.companion_of));
+    }
+    needs.join(", ")
+}
+
 fn describe(pack: &PackSummary) -> String {
     let mut text = format!(
         "{} {} (sdk {})\n{}\nblake3 {}\n",
@@ -140,13 +157,13 @@ fn describe(pack: &PackSummary) -> String {
             detector.summary,
             detector.paper,
             detector.url,
-            detector.needs.names().join(", ")
+            needs(detector)
         ));
         for param in &detector.params {
             text.push_str(&format!(
                 "  {} ({}, default {}): {} [{}]\n",
                 param.name,
-                param.kind.name(),
+                param.type_name(),
                 param.default,
                 param.doc,
                 param.source
@@ -154,6 +171,22 @@ fn describe(pack: &PackSummary) -> String {
         }
     }
     text
+}
+
+/// The file of the pack that was named, and the id if it was one.
+fn find<'a>(
+    named: &'a Path,
+    plugin_path: &[PathBuf],
+) -> Result<(PathBuf, Option<&'a str>), Failure> {
+    // A path of more than a name, or one that is there, is meant as such.
+    let name = named.to_str().filter(|name| !name.contains(['/', '\\', '.']) && !named.is_file());
+    let Some(name) = name else { return Ok((named.to_owned(), None)) };
+    let (catalogue, _) = catalogue(&env::worker()?, &env::search_path(plugin_path)?)?;
+    if let Some(pack) = catalogue.packs().iter().find(|pack| pack.name == name) {
+        return Ok((pack.path.clone(), None));
+    }
+    let (pack, _) = catalogue.find(name).map_err(oodbench_engine::EngineError::from)?;
+    Ok((pack.path.clone(), Some(name)))
 }
 
 fn check_pack(file: &Path, only: Option<&str>) -> Result<u8, Failure> {

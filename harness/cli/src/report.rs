@@ -34,11 +34,24 @@ pub(crate) struct ReportArgs {
 
 pub(crate) fn run(args: &ReportArgs) -> Result<u8, Failure> {
     let talk = Talk::new(ProgressMode::Counter, false);
-    show(&args.run, args.message_format, &talk)
+    show(&args.run, args.message_format, &talk, Warned::Nothing)
+}
+
+/// Which warnings the user has seen already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Warned {
+    Nothing,
+    /// Those that are said while a run goes on.
+    WhileRunning,
 }
 
 /// Computes the leaderboard, writes its files and prints it.
-pub(crate) fn show(run: &Path, format: MessageFormat, talk: &Talk) -> Result<u8, Failure> {
+pub(crate) fn show(
+    run: &Path,
+    format: MessageFormat,
+    talk: &Talk,
+    warned: Warned,
+) -> Result<u8, Failure> {
     let folder = RunFolder::new(run);
     let board = Leaderboard::new(&folder)?;
     let written = write_all(&board, &folder)?;
@@ -46,20 +59,18 @@ pub(crate) fn show(run: &Path, format: MessageFormat, talk: &Talk) -> Result<u8,
         MessageFormat::Human => {
             print(&terminal::render(&board, width(), styled()))?;
             let scores = folder.root().join("scores");
-            let files = [&written.csv, &written.markdown, &written.json];
+            let files = [&written.html, &written.csv, &written.markdown, &written.json];
             let files = files.into_iter().chain(&written.search).chain([&scores]);
             let lines = files.map(|path| format!("{}\n", path.display()));
             print(&format!("\n{}", lines.collect::<String>()))?;
         }
         MessageFormat::Json => print(&json::render(&board)?)?,
     }
-    for below in board.below_chance() {
-        talk.line(&format!(
-            "warning: AUROC of {} on {} is {:.2} %, worse than guessing: are its scores the wrong way round?",
-            below.label,
-            below.set,
-            100.0 * below.auroc
-        ));
+    // The marks of the run stand below the table.
+    for warning in &board.warnings {
+        if warned == Warned::Nothing || !warning.is_said_while_running() {
+            talk.line(&format!("warning: {warning}"));
+        }
     }
     let any = |wanted: fn(&Status) -> bool| board.rows.iter().any(|row| wanted(&row.status));
     if any(|status| matches!(status, Status::Failed { .. } | Status::Partial { .. })) {

@@ -130,7 +130,7 @@ pub(crate) enum NetworkName {
 /// # Errors
 /// A configuration, images, a device or a folder that cannot be used, or a training that diverged.
 pub(crate) fn run(args: TrainArgs) -> Result<u8, Failure> {
-    crate::environment::restart_without_candles_threads();
+    crate::environment::restart_for_networks();
     match args.command {
         TrainCommand::Diffusion(args) => diffusion::run(&args),
         TrainCommand::Classifier(args) => classifier::run(&args),

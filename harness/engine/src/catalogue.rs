@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::bench::Trial;
 use crate::check::CheckResult;
 use crate::error::EngineError;
 use crate::pack::{Catalogue, Origin, PackSummary, SearchPath};
@@ -55,7 +56,7 @@ pub fn probe(worker: &WorkerCommand, library: &Path) -> Result<PackSummary, Refu
         Ok(Answer::Refused { message, hint, details, foreign }) => {
             Err(Refused { path, message, hint, details, foreign })
         }
-        Ok(Answer::Checked { .. }) => {
+        Ok(Answer::Checked { .. } | Answer::Tried { .. }) => {
             Err(broken(format!("load pack `{}`: no answer", path.display())))
         }
         Err(ended) => Err(broken(format!("load pack `{}`: {}", path.display(), ended.message))),
@@ -98,7 +99,23 @@ pub fn check(worker: &WorkerCommand, library: &Path, detector: &str) -> Vec<Chec
     match ask(worker, &request) {
         Ok(Answer::Checked { results }) => results,
         Ok(Answer::Refused { message, .. }) => failed(message),
-        Ok(Answer::Summary { .. }) => failed("the worker gave another answer".to_owned()),
+        Ok(Answer::Summary { .. } | Answer::Tried { .. }) => {
+            failed("the worker gave another answer".to_owned())
+        }
         Err(ended) => failed(format!("{}: {}", ended.outcome, ended.message)),
+    }
+}
+
+/// The first detector of a library that takes none of the parameters that it is to run with, and
+/// what it says. A worker that they bring down tells nothing: the run names that end.
+pub(crate) fn try_values(
+    worker: &WorkerCommand,
+    library: &Path,
+    trials: &[Trial],
+) -> Option<(String, String)> {
+    let request = Request::Try { library: library.to_owned(), trials: trials.to_vec() };
+    match ask(worker, &request) {
+        Ok(Answer::Tried { refused }) => refused,
+        _ => None,
     }
 }

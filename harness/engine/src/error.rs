@@ -10,6 +10,7 @@ use oodbench_nn::device::DeviceError;
 use oodbench_record::{RecordError, SetRef};
 
 use crate::catalogue::Refused;
+use crate::features::FeaturesError;
 use crate::pack::{CatalogueError, PackError, SearchError};
 
 /// What the engine fails with.
@@ -21,6 +22,9 @@ pub enum EngineError {
     /// Weights and what is said about them.
     #[error(transparent)]
     Classifier(#[from] ClassifierError),
+    /// Exported features.
+    #[error(transparent)]
+    Features(#[from] FeaturesError),
     /// The device that was asked for.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -48,9 +52,15 @@ pub enum EngineError {
     /// A value that a parameter cannot have.
     #[error("parameter `{parameter}` of `{detector}` expected {expected}, got `{got}`")]
     BadParameter { detector: String, parameter: String, expected: String, got: String },
+    /// Parameters that a detector does not take.
+    #[error("create `{detector}`: {message}")]
+    RefusedValue { detector: String, message: String },
     /// A file that a detector cannot do without.
-    #[error("`{detector}` needs the file `{parameter}`, and the benchmark has none")]
-    NoAsset { detector: String, parameter: String },
+    #[error(
+        "`{detector}` needs the {} `{parameter}`, and the benchmark has none",
+        if *many { "files" } else { "file" }
+    )]
+    NoAsset { detector: String, parameter: String, many: bool },
     /// Anything else that was typed and makes no sense.
     #[error("{what} expected {expected}, got `{got}`")]
     Usage { what: String, expected: String, got: String },
@@ -126,6 +136,7 @@ impl EngineError {
         match self {
             Self::Dataset(error) => error.hint(),
             Self::Classifier(error) => error.hint(),
+            Self::Features(error) => error.hint(),
             Self::Device(error) => error.hint().map(str::to_owned),
             Self::Pack(error) => error.hint(),
             Self::Refused(refused) => refused.hint.clone(),
@@ -137,9 +148,12 @@ impl EngineError {
             Self::Unknown { got, known, .. } => {
                 did_you_mean(got, known).map(|name| format!("did you mean `{name}`?"))
             }
-            Self::NoAsset { detector, parameter } => {
+            Self::NoAsset { detector, parameter, many: false } => {
                 Some(format!("name it with `--set {detector}.{parameter}=FILE`"))
             }
+            Self::NoAsset { detector, parameter, many: true } => Some(format!(
+                "name them with `--set '{detector}.{parameter}=[\"FILE\", \"FILE\"]'`"
+            )),
             Self::NoClassifier { .. } => {
                 Some("name one with `--classifier FILE` or `--classifier ARCH:FILE`".into())
             }
@@ -168,6 +182,7 @@ impl EngineError {
         match self {
             Self::Unknown { .. }
             | Self::BadParameter { .. }
+            | Self::RefusedValue { .. }
             | Self::NoAsset { .. }
             | Self::NoClassifier { .. }
             | Self::Usage { .. } => ErrorKind::Usage,

@@ -30,9 +30,14 @@ pub struct Job {
     pub batch_size: usize,
     /// Resident and data memory that the worker may use, in bytes.
     pub memory_limit: Option<u64>,
-    pub classifier: ClassifierRef,
-    /// The last linear layer, in a file of the feature bank.
-    pub head: PathBuf,
+    /// Absent where features were exported: it cannot run then.
+    pub classifier: Option<ClassifierRef>,
+    /// The last linear layer, in a file of the feature bank, if it is known.
+    pub head: Option<PathBuf>,
+    /// Classes of the classifier; 0 where nothing tells.
+    pub n_classes: usize,
+    /// Features of the classifier; 0 where there are none.
+    pub n_features: usize,
     pub fit: FitSets,
     pub cells: Vec<CellJob>,
     /// The run folder.
@@ -54,8 +59,8 @@ pub struct FitSets {
 /// The files of a set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetFiles {
-    /// Prepared images.
-    pub pack: PathBuf,
+    /// Prepared images; absent where features were exported.
+    pub pack: Option<PathBuf>,
     /// What the classifier gives for them.
     pub bank: PathBuf,
 }

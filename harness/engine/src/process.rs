@@ -1,4 +1,4 @@
-//! The inside of a worker process: a private channel for events, limits, and the three things that
+//! The inside of a worker process: a private channel for events, limits, and the four things that
 //! a worker is asked to do.
 
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Resource, Rlimit, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::bench::Trial;
 use crate::check::CheckResult;
 use crate::job::{Event, Job};
 use crate::pack::{Pack, PackSummary};
@@ -24,11 +25,13 @@ pub enum Request {
     Probe { library: PathBuf },
     /// Run the conformance check on one detector of a library.
     Check { library: PathBuf, detector: String },
+    /// Make detectors of a library with the parameters that they are to run with.
+    Try { library: PathBuf, trials: Vec<Trial> },
     /// Run a job.
     Run { job: Box<Job> },
 }
 
-/// What a worker answers to [`Request::Probe`] and [`Request::Check`].
+/// What a worker answers to everything but [`Request::Run`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
@@ -44,6 +47,10 @@ pub enum Answer {
     },
     Checked {
         results: Vec<CheckResult>,
+    },
+    Tried {
+        /// The first detector that takes none of its parameters, and what it says.
+        refused: Option<(String, String)>,
     },
 }
 
@@ -63,6 +70,7 @@ pub fn serve() -> std::io::Result<()> {
         Request::Check { library, detector } => {
             send(&channel, &answer_check(&library, &detector));
         }
+        Request::Try { library, trials } => send(&channel, &answer_try(&library, &trials)),
         Request::Run { job } => {
             if let Some(limit) = job.memory_limit.filter(|_| job.device == "cpu") {
                 limit_data(limit)?;
@@ -115,6 +123,17 @@ fn answer_probe(library: &std::path::Path) -> Answer {
 fn answer_check(library: &std::path::Path, detector: &str) -> Answer {
     match Pack::open(library) {
         Ok(pack) => Answer::Checked { results: crate::check::check(&pack, detector) },
+        Err(error) => refused(&error),
+    }
+}
+
+fn answer_try(library: &std::path::Path, trials: &[Trial]) -> Answer {
+    match Pack::open(library) {
+        Ok(pack) => {
+            let mut refused =
+                trials.iter().filter_map(|trial| Some((trial.detector.clone(), trial.run(&pack)?)));
+            Answer::Tried { refused: refused.next() }
+        }
         Err(error) => refused(&error),
     }
 }

@@ -1,53 +1,54 @@
 //! The bench: from a request over a plan to records.
 //!
-//! 1. `select` finds the detectors and their parameters;
-//! 2. `stage` prepares images and fills the feature bank;
+//! 1. `select` finds the detectors and their parameters, `trial` asks them whether they take what is set;
+//! 2. `stage` prepares images and fills the feature bank, from them or from exported features;
 //! 3. `plan` gives every cell its key;
 //! 4. `run` runs what is not there yet, a worker for each detector and set of parameters;
 //! 5. `search` chooses parameters on the way, where that is asked for.
 
+mod lacks;
+mod offers;
 mod params;
 mod plan;
 mod run;
 mod search;
 mod select;
+mod source;
 mod stage;
+mod trial;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oodbench_datasets::{Benchmark, DataDir, Progress, Role, locate};
-use oodbench_record::{Classifier, Machine, MissingSet, RunFolder, RunManifest, SetRef};
+use oodbench_datasets::{Progress, Role};
+use oodbench_record::{Machine, MissingSet, RunFolder, RunManifest, SetRef};
 use serde_json::{Map, Value};
 
-use crate::classifier::ClassifierRef;
 use crate::error::EngineError;
 use crate::pack::Catalogue;
 use crate::supervise::WorkerCommand;
-use crate::text::chain;
 
 pub use params::Setting;
 pub use run::{CellEnd, Isolation, Summary};
 pub use search::{Grid, first_greatest};
 pub use select::{Selected, Skipped};
+pub use source::{ImageSource, Origin, Source};
+pub use trial::Trial;
 
 use plan::Planned;
+use source::Opened;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct BenchRequest {
-    pub benchmark: Benchmark,
-    /// Where relative paths of the benchmark file start.
-    pub base: PathBuf,
+    pub source: Source,
     /// Detectors, or `all`.
     pub methods: Vec<String>,
     /// Whether the benchmark's baselines run too.
     pub baselines: bool,
     pub settings: Vec<Setting>,
-    pub data: PathBuf,
     pub cache: PathBuf,
     pub out: PathBuf,
-    pub classifier: Option<String>,
     pub device: String,
     pub threads: usize,
     pub seed: u64,
@@ -56,7 +57,6 @@ pub struct BenchRequest {
     /// Whether parameters that the user does not set are chosen on validation images.
     pub search: bool,
     pub batch_size: usize,
-    pub allow_missing: bool,
     pub full_spectrum: bool,
     /// Run finished cells again.
     pub force: bool,
@@ -89,80 +89,49 @@ pub struct Outline {
     /// Every set with its number of images.
     pub sets: Vec<(SetRef, usize)>,
     pub missing: Vec<MissingSet>,
-    pub classifier: ClassifierRef,
+    /// What the user should know of the sets.
+    pub warnings: Vec<String>,
+    pub origin: Origin,
 }
 
 pub(crate) fn set_ref(role: Role, name: &str) -> SetRef {
     SetRef { role: role.as_str().to_owned(), name: name.to_owned() }
 }
 
-fn missing_sets(
-    request: &BenchRequest,
-    located: &mut Vec<oodbench_datasets::Located>,
-) -> Result<Vec<MissingSet>, EngineError> {
-    let mut missing = Vec::new();
-    let mut present = Vec::new();
-    for set in located.drain(..) {
-        match set.source {
-            Err(error) if error.is_missing() => {
-                let reason = chain(&error);
-                missing.push(MissingSet { set: set_ref(set.set.role, &set.set.name), reason });
-            }
-            Err(error) => return Err(error.into()),
-            Ok(_) => present.push(set),
-        }
-    }
-    let no_test = missing.iter().any(|set| set.set.role == Role::IdTest.as_str());
-    let no_ood = !present.iter().any(|set| matches!(set.set.role, Role::Near | Role::Far));
-    if !missing.is_empty() && (!request.allow_missing || no_test || no_ood) {
-        let missing = missing.into_iter().map(|set| (set.set, set.reason)).collect();
-        return Err(EngineError::MissingSets {
-            benchmark: request.benchmark.name.clone(),
-            missing,
-        });
-    }
-    *located = present;
-    Ok(missing)
-}
-
 /// Opens the sets and selects the detectors, without computing anything.
-fn prepare_outline(
-    request: &BenchRequest,
+fn prepare_outline<'a>(
+    request: &'a BenchRequest,
     catalogue: &Catalogue,
-) -> Result<(Outline, Vec<oodbench_datasets::Located>), EngineError> {
-    let data = DataDir::new(&request.data, request.cache.join("scratch"));
-    let mut located = locate(&request.benchmark, &data);
-    let missing = missing_sets(request, &mut located)?;
-    let roles: Vec<Role> = located.iter().map(|set| set.set.role).collect();
-    let lacking = [Role::IdVal, Role::OodVal].into_iter().find(|role| !roles.contains(role));
-    if let Some(role) = lacking.filter(|_| request.search) {
-        let (benchmark, role) = (request.benchmark.name.clone(), role.to_string());
-        return Err(EngineError::NoValidation { benchmark, role });
-    }
-    let (detectors, skipped) = select::select(request, catalogue, &roles)?;
+    worker: &WorkerCommand,
+) -> Result<(Outline, Opened<'a>), EngineError> {
+    let opened = request.source.open(&request.cache, request.search)?;
+    let (detectors, skipped) = select::select(request, catalogue, &opened)?;
     if detectors.is_empty() {
         let reasons = skipped.iter().map(|s| format!("`{}` {}", s.info.id, s.reason)).collect();
         return Err(EngineError::NothingSelected { reasons });
     }
-    let sets = located
-        .iter()
-        .map(|set| {
-            let count = set.source.as_ref().map_or(0, |source| source.len());
-            (set_ref(set.set.role, &set.set.name), count)
-        })
-        .collect();
-    let typed = request.classifier.as_deref();
-    let classifier =
-        ClassifierRef::resolve(typed, &request.benchmark, &request.base, &request.cache)?;
-    Ok((Outline { detectors, skipped, sets, missing, classifier }, located))
+    trial::refuse_bad_values(request, &detectors, worker)?;
+    let outline = Outline {
+        detectors,
+        skipped,
+        sets: opened.listed(),
+        missing: opened.missing().to_vec(),
+        warnings: opened.warnings().to_vec(),
+        origin: opened.origin(),
+    };
+    Ok((outline, opened))
 }
 
 /// What a run would do.
 ///
 /// # Errors
 /// Whatever would keep it from starting.
-pub fn outline(request: &BenchRequest, catalogue: &Catalogue) -> Result<Outline, EngineError> {
-    Ok(prepare_outline(request, catalogue)?.0)
+pub fn outline(
+    request: &BenchRequest,
+    catalogue: &Catalogue,
+    worker: &WorkerCommand,
+) -> Result<Outline, EngineError> {
+    Ok(prepare_outline(request, catalogue, worker)?.0)
 }
 
 /// Runs the bench and leaves its records in the run folder.
@@ -175,12 +144,13 @@ pub fn bench(
     worker: &WorkerCommand,
     observer: &dyn Observer,
 ) -> Result<Summary, EngineError> {
-    let (outline, located) = prepare_outline(request, catalogue)?;
+    let (outline, opened) = prepare_outline(request, catalogue, worker)?;
+    outline.warnings.iter().for_each(|warning| observer.warn(warning));
     let folder = RunFolder::new(&request.out);
     let _lock = run::lock(&folder)?;
     folder.sweep()?;
     crate::bank::sweep(&request.cache)?;
-    let staged = stage::stage(request, &outline, located, observer)?;
+    let staged = stage::stage(request, &outline, opened, observer)?;
     let planner = plan::Planner { request, outline: &outline, staged: &staged };
     let mut plans = planner.plan();
     if !request.force {
@@ -203,7 +173,7 @@ fn manifest(
     staged: &stage::Staged,
     plans: &[Planned<'_>],
 ) -> RunManifest {
-    let classifier = &outline.classifier;
+    let about = &staged.about;
     let planned = plans.iter().map(Planned::manifest_entry);
     let skipped = outline.skipped.iter().map(|skipped| oodbench_record::PlannedDetector {
         skipped: Some(skipped.reason.clone()),
@@ -211,22 +181,16 @@ fn manifest(
     });
     RunManifest {
         schema: oodbench_record::SCHEMA,
-        benchmark: request.benchmark.name.clone(),
-        title: request.benchmark.title.clone(),
-        benchmark_version: request.benchmark.version.clone(),
-        classifier: Classifier {
-            name: classifier.name.clone(),
-            arch: staged.arch.clone(),
-            blake3: classifier.blake3.clone(),
-            mean: classifier.normalisation.mean,
-            std: classifier.normalisation.std,
-            n_features: staged.n_features,
-        },
+        benchmark: about.benchmark.clone(),
+        title: about.title.clone(),
+        benchmark_version: about.version.clone(),
+        classifier: about.classifier.clone(),
         seed: request.seed,
         limit: request.limit,
         full_spectrum: request.full_spectrum,
         sets: staged.scored().map(stage::StagedSet::listed).collect(),
         missing: outline.missing.clone(),
+        warnings: outline.warnings.clone(),
         detectors: planned.chain(skipped).collect(),
         version: request.version.clone(),
         machine: Machine {

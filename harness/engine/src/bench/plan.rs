@@ -7,6 +7,7 @@ use oodbench_datasets::Role;
 use oodbench_record::{Combination, PlannedCell, PlannedDetector, RunFolder, Search};
 use serde_json::{Map, Value};
 
+use super::params::content_of;
 use super::search::{Grid, PlannedSearch};
 use super::stage::{SearchSets, Staged, StagedSet};
 use super::{BenchRequest, Outline, Selected};
@@ -160,13 +161,13 @@ impl<'a> Planner<'a> {
         };
         let fitted: Vec<String> = variants.iter().map(|it| key(it, Keyed::All)).collect();
         let state = key(&variants[0], Keyed::ButReadouts);
-        let files = |nth: usize| fitted_on[nth].map(StagedSet::files);
+        let files = |nth: usize| fitted_on[nth].map(|set| set.files.clone());
         let cells = sets.iter().flat_map(|set| {
             fitted.iter().enumerate().map(|(variant, fitted)| CellJob {
                 key: cell_key(fitted, set),
                 variant,
                 set: set.set.clone(),
-                files: set.files(),
+                files: set.files.clone(),
                 of_images: set.of_images,
             })
         });
@@ -186,8 +187,10 @@ impl<'a> Planner<'a> {
             device: request.device.clone(),
             batch_size: request.batch_size,
             memory_limit: request.memory_limit,
-            classifier: outline.classifier.clone(),
+            classifier: outline.origin.classifier().cloned(),
             head: staged.head.clone(),
+            n_classes: staged.n_classes,
+            n_features: staged.n_features,
             fit: FitSets { train: files(0), val: files(1), val_ood: files(2) },
             run: request.out.clone(),
             state: request.cache.join("states").join(format!("{state}.state")),
@@ -221,15 +224,13 @@ impl<'a> Planner<'a> {
             if keyed == Keyed::ButReadouts && is_readout(name) {
                 continue;
             }
-            // A file counts by its content.
-            let content = selected.assets.get(name).map(|asset| asset.blake3.clone());
-            key.part(name, &content.unwrap_or_else(|| value.to_string()));
+            key.part(name, &content_of(name, value, &selected.assets));
         }
         key.part("classifier", &self.staged.classifier_key);
         key.part("seed", &self.request.seed.to_string());
         key.part("device", device_kind(&self.request.device));
         for (role, set) in ["train", "val", "val-ood"].iter().zip(fitted_on) {
-            key.part(role, set.map_or("none", |set| set.images.content_hash()));
+            key.part(role, set.map_or("none", |set| &set.content));
         }
         key.finish()
     }
@@ -247,6 +248,6 @@ enum Keyed {
 fn cell_key(fitted: &str, set: &StagedSet) -> String {
     let mut key = KeyBuilder::new(CELL_VERSION);
     key.part("fitted", fitted);
-    key.part("images", set.images.content_hash());
+    key.part("images", &set.content);
     key.finish()
 }

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use oodbench_abi::Needs;
-use oodbench_datasets::Role;
 use oodbench_record::PackId;
 use serde_json::{Map, Value};
 
 use super::BenchRequest;
 use super::params::resolve_params;
 use super::search::Grid;
+use super::source::Opened;
 use crate::asset::Asset;
 use crate::error::EngineError;
 use crate::pack::{Catalogue, DetectorInfo, PackSummary};
@@ -39,7 +38,7 @@ pub struct Skipped {
 pub(super) fn select(
     request: &BenchRequest,
     catalogue: &Catalogue,
-    roles: &[Role],
+    opened: &Opened<'_>,
 ) -> Result<(Vec<Selected>, Vec<Skipped>), EngineError> {
     let all = request.methods.iter().any(|method| method == "all");
     let mut wanted: Vec<Found<'_>> = Vec::new();
@@ -47,24 +46,26 @@ pub(super) fn select(
         want(&mut wanted, catalogue.find(method)?);
     }
     if all {
-        let post_hoc = catalogue.detectors().filter(|(_, info)| info.companion_of.is_empty());
-        post_hoc.for_each(|found| want(&mut wanted, found));
+        catalogue.detectors().for_each(|found| want(&mut wanted, found));
     }
     if request.baselines {
-        for baseline in &request.benchmark.baselines {
+        for baseline in request.source.baselines() {
             want(&mut wanted, catalogue.find(baseline)?);
         }
     }
     check_settings(request, catalogue, &wanted)?;
     let (mut selected, mut skipped) = (Vec::new(), Vec::new());
     for (pack, info) in wanted {
-        if let Some(reason) = lacks(info.needs, roles) {
+        let is_named = request.methods.contains(&info.id);
+        let is_no_companion = || opened.is_no_companion(info).filter(|_| !is_named);
+        let reason = opened.lacks(info, request.search).or_else(is_no_companion);
+        if let Some(reason) = reason {
             skipped.push(Skipped { info: info.clone(), reason });
             continue;
         }
         let (params, assets) = match resolve_params(info, request) {
             // Among all detectors, one that needs a file of the user's own is passed over.
-            Err(error @ EngineError::NoAsset { .. }) if !request.methods.contains(&info.id) => {
+            Err(error @ EngineError::NoAsset { .. }) if !is_named => {
                 let hint = error.hint().unwrap_or_default();
                 skipped.push(Skipped { info: info.clone(), reason: format!("{error}; {hint}") });
                 continue;
@@ -104,16 +105,4 @@ fn check_settings(
         }
     }
     Ok(())
-}
-
-/// What a detector needs and this run has not.
-fn lacks(needs: Needs, roles: &[Role]) -> Option<String> {
-    let sets =
-        [(Needs::TRAIN, Role::IdTrain), (Needs::VAL, Role::IdVal), (Needs::VAL_OOD, Role::OodVal)];
-    let lacking = sets.iter().filter(|(need, role)| needs.contains(*need) && !roles.contains(role));
-    let mut names: Vec<String> = lacking.map(|(_, role)| format!("the {role} images")).collect();
-    if needs.names().contains(&"unknown") {
-        names.push("a service that this host does not know".to_owned());
-    }
-    (!names.is_empty()).then(|| format!("needs {}, which this run has not", names.join(" and ")))
 }

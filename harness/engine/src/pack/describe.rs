@@ -54,6 +54,8 @@ pub struct ParamInfo {
     pub kind: ParamKind,
     /// Whether it only chooses how a score is read out; see [`ParamKind::READOUT`].
     pub readout: bool,
+    /// Whether it is a list of files; see [`ParamKind::MANY`].
+    pub many: bool,
     pub default: Value,
     pub sweep: Vec<Value>,
     pub doc: String,
@@ -64,6 +66,12 @@ impl DetectorInfo {
     /// The parameter with this name.
     pub fn param(&self, name: &str) -> Option<&ParamInfo> {
         self.params.iter().find(|param| param.name == name)
+    }
+
+    /// The further heads that the classifier must have, by the names of their layers: those of the
+    /// worked example.
+    pub fn heads(&self) -> impl Iterator<Item = &str> {
+        self.example.heads.keys().map(String::as_str)
     }
 
     /// Whether several sets of its parameters can be scored in one pass.
@@ -98,6 +106,26 @@ impl DetectorInfo {
 }
 
 impl ParamInfo {
+    /// How its type is called.
+    pub fn type_name(&self) -> &'static str {
+        if self.many { self.kind.and(ParamKind::MANY).name() } else { self.kind.name() }
+    }
+
+    /// Whether a value is of its type.
+    pub fn has_type(&self, value: &Value) -> bool {
+        match self.kind {
+            ParamKind::INTEGER => value.is_i64() || value.is_u64(),
+            ParamKind::NUMBER => value.is_number(),
+            ParamKind::BOOLEAN => value.is_boolean(),
+            ParamKind::LIST => value.is_array(),
+            ParamKind::ASSET if self.many => {
+                value.as_array().is_some_and(|files| files.iter().all(Value::is_string))
+            }
+            ParamKind::TEXT | ParamKind::ASSET => value.is_string(),
+            _ => false,
+        }
+    }
+
     fn read(id: &str, raw: &Param) -> Result<Self, String> {
         let json = |text: &str, what: &str| -> Result<Value, String> {
             serde_json::from_str(text).map_err(|err| {
@@ -112,10 +140,37 @@ impl ParamInfo {
             name: raw.name.to_string(),
             kind: raw.kind.without_flags(),
             readout: raw.kind.is_readout(),
+            many: raw.kind.is_many(),
             default: json(&raw.default, "default")?,
             sweep: sweep?,
             doc: raw.doc.to_string(),
             source: raw.source.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_of_files_holds_names_and_nothing_else() {
+        let raw = Param {
+            name: "members".into(),
+            kind: ParamKind::ASSET.and(ParamKind::MANY),
+            default: "[]".into(),
+            sweep: Default::default(),
+            doc: "".into(),
+            source: "".into(),
+        };
+        let list = ParamInfo::read("x", &raw).unwrap();
+        assert_eq!((list.kind, list.type_name()), (ParamKind::ASSET, "list of files"));
+        let fits = [json!([]), json!(["a", "b"]), json!("a"), json!([1]), json!(null)];
+        assert_eq!(fits.map(|value| list.has_type(&value)), [true, true, false, false, false]);
+        let one = ParamInfo::read("x", &Param { kind: ParamKind::ASSET, ..raw }).unwrap();
+        assert_eq!((one.many, one.type_name()), (false, "file"));
+        assert!(one.has_type(&json!("a")) && !one.has_type(&json!(["a"])));
     }
 }

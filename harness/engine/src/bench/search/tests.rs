@@ -7,7 +7,7 @@ use oodbench_datasets::builtin;
 use serde_json::json;
 
 use super::*;
-use crate::bench::{Isolation, Setting};
+use crate::bench::{ImageSource, Isolation, Setting, Source};
 use crate::pack::ParamInfo;
 
 fn param(name: &str, default: Value, sweep: &[Value]) -> ParamInfo {
@@ -17,6 +17,7 @@ fn param(name: &str, default: Value, sweep: &[Value]) -> ParamInfo {
         name,
         kind,
         readout: false,
+        many: false,
         default,
         sweep,
         doc: String::new(),
@@ -51,22 +52,24 @@ fn two() -> DetectorInfo {
 
 fn request(settings: &[&str]) -> BenchRequest {
     BenchRequest {
-        benchmark: builtin("glyphs").unwrap().benchmark().unwrap(),
-        base: "".into(),
+        source: Source::Images(Box::new(ImageSource {
+            benchmark: builtin("glyphs").unwrap().benchmark().unwrap(),
+            base: "".into(),
+            data: "".into(),
+            classifier: None,
+            allow_missing: false,
+        })),
         methods: Vec::new(),
         baselines: false,
         settings: settings.iter().map(|text| text.parse::<Setting>().unwrap()).collect(),
-        data: "".into(),
         cache: "".into(),
         out: "".into(),
-        classifier: None,
         device: "cpu".to_owned(),
         threads: 1,
         seed: 0,
         limit: None,
         search: true,
         batch_size: 1,
-        allow_missing: false,
         full_spectrum: false,
         force: false,
         isolation: Isolation::None,
