@@ -2,6 +2,7 @@
 //! with its reason, never a panic or a score that is not finite.
 //!
 //! Detectors run with the parameters of their worked examples, which suit few images and features.
+//! Those that look at images have their own cases, in `images`.
 
 use std::sync::Arc;
 
@@ -10,6 +11,11 @@ use oodbench_engine::check::memory::{
     self, MemoryData, MemoryHead, MemoryHost, MemorySplit, MemoryTensor,
 };
 use oodbench_sdk::{Info, Needs};
+
+#[path = "degenerate/companions.rs"]
+mod companions;
+#[path = "degenerate/images.rs"]
+mod images;
 
 /// Sizes of a data set.
 #[derive(Clone, Copy)]

@@ -66,7 +66,7 @@ impl Scene {
 
     /// Runs the binary.
     pub fn run(&self, args: &[&str]) -> Ran {
-        ran(self.command(args).output().expect("the binary starts"))
+        Ran::of(self.command(args).output().expect("the binary starts"))
     }
 
     /// `bench` on the toy benchmark, seconds long, with further arguments.
@@ -95,16 +95,17 @@ impl Default for Scene {
     }
 }
 
-fn ran(output: Output) -> Ran {
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ran {
-        code: output.status.code().unwrap_or(-1),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
-
 impl Ran {
+    /// How a program ended.
+    pub fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
     /// The command was refused: this exit code, and one `error:` line that holds every part.
     #[track_caller]
     pub fn refused(&self, code: i32, parts: &[&str]) {

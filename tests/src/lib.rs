@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod goldens;
+pub mod network;
 
 use std::path::{Path, PathBuf};
 

@@ -10,12 +10,13 @@
 //! scores differ from run to run; here it follows from the run's seed. OpenOOD's `avg_topk` has no
 //! effect there and does not exist here, and its search cannot run.
 
+use faer::Par;
 use oodbench_sdk::prelude::*;
 use rayon::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::neighbours::normalised;
-use crate::numeric::products::{Rows, scan};
+use crate::numeric::neighbours::{Bank, normalise, normalised, squared_norm};
+use crate::numeric::products::multiply_on;
 use crate::numeric::random::Random;
 use crate::numeric::state;
 
@@ -43,15 +44,52 @@ pub struct Cfood {
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "oodbench_sdk::serde")]
 struct Fitted {
-    /// Reference features of length 1; `f64` so that distances do not depend on the order of sums.
-    bank: Vec<f64>,
-    n_rows: usize,
-    n_features: usize,
+    /// Reference features of length 1.
+    bank: Bank,
     /// The parts that differ among so many images, ascending.
     parts: Vec<f64>,
-    /// For each reference image and part, the squared distance within which the nearest so many
-    /// lie, `[n_rows, parts]`.
+    /// For each part and reference image, the squared distance within which the nearest so many
+    /// lie, `[parts, n_rows]`.
     within: Vec<f32>,
+}
+
+impl Fitted {
+    /// How many references have an image at these distances within a part. Distances count as
+    /// shorter by `slack`.
+    fn count(&self, part: usize, distances: &[f32], slack: f32) -> usize {
+        let n = distances.len();
+        let within = &self.within[part * n..(part + 1) * n];
+        let pairs = distances.iter().zip(within);
+        pairs.map(|(&distance, &within)| u32::from(distance - slack <= within)).sum::<u32>()
+            as usize
+    }
+
+    /// The first part that enough references have the image within, as counts grow from part to
+    /// part; as many as there are where there is none.
+    fn first_part(&self, distances: &[f32], enough: f64, slack: f32) -> usize {
+        let (mut low, mut high) = (0, self.parts.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            match self.count(middle, distances, slack) as f64 >= enough {
+                true => high = middle,
+                false => low = middle + 1,
+            }
+        }
+        low
+    }
+
+    /// The same for distances that rounding may have moved by up to `slack`: where that can make a
+    /// difference, they are computed from the features in `f64`.
+    fn part(&self, query: &[f32], distances: &mut [f32], enough: f64, slack: f32) -> usize {
+        let part = self.first_part(distances, enough, -slack);
+        if part > 0 && self.count(part - 1, distances, slack) as f64 >= enough {
+            for (row, distance) in distances.iter_mut().enumerate() {
+                *distance = self.bank.squared_distance(row, query) as f32;
+            }
+            return self.first_part(distances, enough, 0.0);
+        }
+        part
+    }
 }
 
 /// The grid: 230 parts, close together where they are small.
@@ -91,44 +129,42 @@ fn order_statistics(values: &mut [f32], offset: usize, positions: &[usize], out:
     order_statistics(above, position + 1, &positions[middle + 1..], &mut out_above[1..]);
 }
 
-/// The squared length of each row.
-fn squares(rows: &[f64], d: usize) -> Vec<f64> {
-    rows.chunks_exact(d).map(|row| row.iter().map(|x| x * x).sum()).collect()
-}
-
-/// The squared distance, from squared lengths and the product; rounded, so that sums in another
-/// order give the same.
-fn distance(a: f64, b: f64, product: f64) -> f32 {
-    (a + b - 2.0 * product).max(0.0) as f32
-}
-
 /// `within` of [`Fitted`].
-fn thresholds(bank: Rows<'_, f64>, positions: &[usize], host: &Host) -> Result<Vec<f32>> {
+fn thresholds(unit: &[f32], d: usize, positions: &[usize], host: &Host) -> Result<Vec<f32>> {
     /// Rows whose distances to all are held at a time.
     const ROWS: usize = 256;
-    let (n, d) = (bank.n_rows, bank.n_cols);
-    let squares = squares(bank.values, d);
+    // In `f64`, so that distances do not depend on the order of sums.
+    let rows: Vec<f64> = unit.iter().map(|&x| f64::from(x)).collect();
+    let n = rows.len() / d;
+    let squares: Vec<f64> = unit.chunks_exact(d).map(squared_norm).collect();
     // The nearest of all is the image itself.
     let positions: Vec<usize> = positions.iter().map(|position| position + 1).collect();
     let mut within = vec![0.0; n * positions.len()];
-    for (first, within) in (0..n).step_by(ROWS).zip(within.chunks_mut(ROWS * positions.len())) {
+    let mut products = vec![0.0; ROWS * n];
+    let mut by_row = vec![0.0; ROWS * positions.len()];
+    for first in (0..n).step_by(ROWS) {
         host.progress(first, n)?;
-        let rows = ROWS.min(n - first);
-        let queries =
-            Rows { values: &bank.values[first * d..(first + rows) * d], n_rows: rows, n_cols: d };
-        let mut distances = scan(
-            queries,
-            bank,
-            |i| (squares[first + i], Vec::with_capacity(n)),
-            |(own, distances): &mut (f64, Vec<f32>), start, products| {
-                let pairs = products.iter().zip(&squares[start..]);
-                distances.extend(pairs.map(|(&product, &other)| distance(*own, other, product)));
+        let some = &rows[first * d..(first + ROWS).min(n) * d];
+        let products = &mut products[..some.len() / d * n];
+        multiply_on(Par::rayon(0), some, &rows, d, products);
+        let by_row = &mut by_row[..some.len() / d * positions.len()];
+        let lists = by_row.par_chunks_exact_mut(positions.len()).zip(products.par_chunks_exact(n));
+        lists.enumerate().for_each_init(
+            || vec![0.0; n],
+            |distances, (i, (within, products))| {
+                for ((distance, product), square) in
+                    distances.iter_mut().zip(products).zip(&squares)
+                {
+                    *distance = (squares[first + i] + square - 2.0 * product).max(0.0) as f32;
+                }
+                order_statistics(distances, 0, &positions, within);
             },
         );
-        let rows = within.par_chunks_exact_mut(positions.len()).zip(&mut distances);
-        rows.for_each(|(within, (_, distances))| {
-            order_statistics(distances, 0, &positions, within);
-        });
+        for (i, of_row) in by_row.chunks_exact(positions.len()).enumerate() {
+            for (part, &distance) in of_row.iter().enumerate() {
+                within[part * n + first + i] = distance;
+            }
+        }
     }
     Ok(within)
 }
@@ -201,15 +237,15 @@ impl Detector for Cfood {
             Random::new(self.host.seed()).choose(n_rows, n)
         };
         chosen.sort_unstable();
-        let mut bank = Vec::with_capacity(n_rows * n_features);
-        for i in chosen {
-            let row = normalised(Matrix::new(features.row(i), 1, n_features)?);
-            bank.extend(row.into_iter().map(f64::from));
+        let mut unit = vec![0.0; n_rows * n_features];
+        for (unit, &i) in unit.chunks_exact_mut(n_features).zip(&chosen) {
+            normalise(features.row(i), unit);
         }
         let (parts, positions) = positions(n_rows);
-        let rows = Rows { values: &bank, n_rows, n_cols: n_features };
-        let within = thresholds(rows, &positions, &self.host)?;
-        self.fitted = Some(Fitted { bank, n_rows, n_features, parts, within });
+        let within = thresholds(&unit, n_features, &positions, &self.host)?;
+        let row = |i: usize| &unit[i * n_features..(i + 1) * n_features];
+        let bank = Bank::new(n_rows, n_features, |i, out| out.copy_from_slice(row(i)));
+        self.fitted = Some(Fitted { bank, parts, within });
         Ok(())
     }
 
@@ -218,7 +254,7 @@ impl Detector for Cfood {
         self.score_variants(batch, &[own], scores)
     }
 
-    /// How many references have an image within each part is counted once for every `k`.
+    /// The distances to the references are found once for every `k`.
     fn score_variants(
         &mut self,
         batch: &Batch<'_>,
@@ -226,36 +262,31 @@ impl Detector for Cfood {
         scores: &mut [f32],
     ) -> Result<()> {
         let fitted = state::fitted(self.fitted.as_ref())?;
-        let features = check::features(batch.features()?, fitted.n_features)?;
-        let queries: Vec<f64> = normalised(features).into_iter().map(f64::from).collect();
-        let d = fitted.n_features;
-        let (of_queries, of_bank) = (squares(&queries, d), squares(&fitted.bank, d));
-        let n_parts = fitted.parts.len();
-        let counts = scan(
-            Rows { values: &queries, n_rows: features.n_rows(), n_cols: d },
-            Rows { values: &fitted.bank, n_rows: fitted.n_rows, n_cols: d },
-            // The last count is of references that do not have it within any part.
-            |i| (of_queries[i], vec![0usize; n_parts + 1]),
-            |(own, counts): &mut (f64, Vec<usize>), start, products| {
-                let within = fitted.within[start * n_parts..].chunks_exact(n_parts);
-                for ((&product, &other), within) in
-                    products.iter().zip(&of_bank[start..]).zip(within)
-                {
-                    let distance = distance(*own, other, product);
-                    counts[within.partition_point(|&within| within < distance)] += 1;
-                }
+        let (n_rows, n_features) = (fitted.bank.n_rows(), fitted.bank.n_features());
+        let features = check::features(batch.features()?, n_features)?;
+        let queries = normalised(features);
+        let queries = Matrix::new(&queries, features.n_rows(), n_features)?;
+        // Of each sum's steps the errors are independent: the slack is several times what they are
+        // expected to come to.
+        let slack = (((n_features + 1) as f64).sqrt() * 2f64.powi(-22)) as f32;
+        let parts = fitted.bank.scan(
+            queries,
+            || Vec::with_capacity(n_rows),
+            |products, _, more| products.extend_from_slice(more),
+            |i, mut distances| {
+                let query = queries.row(i);
+                let own = squared_norm(query) as f32;
+                distances.iter_mut().for_each(|x: &mut f32| *x = (own - 2.0 * *x).max(0.0));
+                let part = |params: &Params| {
+                    fitted.part(query, &mut distances, params.k * n_rows as f64, slack)
+                };
+                variants.iter().map(part).collect::<Vec<usize>>()
             },
         );
         let n = batch.len();
-        for (i, (_, counts)) in counts.iter().enumerate() {
-            for (variant, params) in variants.iter().enumerate() {
-                let enough = params.k * fitted.n_rows as f64;
-                let mut so_far = 0;
-                let part = counts.iter().zip(&fitted.parts).find(|(count, _)| {
-                    so_far += **count;
-                    so_far as f64 >= enough
-                });
-                scores[variant * n + i] = part.map_or(1.0, |(_, part)| *part) as f32;
+        for (i, parts) in parts.iter().enumerate() {
+            for (variant, &part) in parts.iter().enumerate() {
+                scores[variant * n + i] = fitted.parts.get(part).map_or(1.0, |&part| part as f32);
             }
         }
         Ok(())
@@ -266,7 +297,15 @@ impl Detector for Cfood {
     }
 
     fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
-        self.fitted = state::load(bytes)?;
+        let fitted: Option<Fitted> = state::load(bytes)?;
+        let fits = |fitted: &Fitted| {
+            let expected = fitted.bank.n_rows().checked_mul(fitted.parts.len());
+            expected == Some(fitted.within.len()) && fitted.bank.n_rows() > 0
+        };
+        if !fitted.as_ref().is_some_and(fits) {
+            return Err(Error::input("the saved state holds thresholds of other images"));
+        }
+        self.fitted = fitted;
         Ok(())
     }
 }

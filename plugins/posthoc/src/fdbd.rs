@@ -13,10 +13,11 @@
 use oodbench_sdk::prelude::*;
 use rayon::prelude::*;
 
-use crate::numeric::check;
 use crate::numeric::linalg::mean;
+use crate::numeric::neighbours::squared_norm;
 use crate::numeric::reduce::argmax;
-use crate::numeric::state;
+use crate::numeric::wide::{sum_of_pairs, vectorised};
+use crate::numeric::{check, state};
 
 /// Parameters of [`Fdbd`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,11 +53,6 @@ fn steepness(weight: Matrix<'_>) -> Vec<Vec<f64>> {
     rows.map(|a| weight.rows().map(|b| inverse(weight.row(a), b)).collect()).collect()
 }
 
-/// Length of a vector.
-fn length(xs: impl Iterator<Item = f64>) -> f64 {
-    xs.map(|x| x * x).sum::<f64>().sqrt()
-}
-
 impl Fdbd {
     fn prepare(&mut self) -> Result<()> {
         let head = self.host.head()?;
@@ -72,21 +68,27 @@ impl Fdbd {
         let mean = state::fitted(self.mean.as_ref())?;
         let features = check::features(batch.features()?, mean.len())?;
         let logits = check::logits_of(batch.logits()?, self.steepness.len())?;
-        for ((score, h), logits) in scores.iter_mut().zip(features.rows()).zip(logits.rows()) {
+        let score_of = |i: usize| {
+            let (h, logits) = (features.row(i), logits.row(i));
             let class = argmax(logits);
             let greatest = f64::from(logits[class]);
             let terms = logits.iter().zip(&self.steepness[class]);
             let distance: f64 =
                 terms.map(|(&l, inverse)| (greatest - f64::from(l)) * inverse).sum();
-            let size = if params.distance_as_normalizer {
-                length(h.iter().zip(mean).map(|(&h, mean)| f64::from(h) - mean))
+            let square = if params.distance_as_normalizer {
+                vectorised(
+                    #[inline(always)]
+                    || sum_of_pairs(h, mean, |h, mean| (f64::from(h) - mean).powi(2)),
+                )
             } else {
-                length(h.iter().map(|&h| f64::from(h)))
+                squared_norm(h)
             };
             // 0 / 0 stays 0.
-            let relative = if distance > 0.0 { distance / size } else { 0.0 };
-            *score = -relative.min(f64::from(f32::MAX)) as f32;
-        }
+            let relative = if distance > 0.0 { distance / square.sqrt() } else { 0.0 };
+            -relative.min(f64::from(f32::MAX)) as f32
+        };
+        let scores = scores.par_iter_mut().with_min_len(64).enumerate();
+        scores.for_each(|(i, score)| *score = score_of(i));
         Ok(())
     }
 }

@@ -10,7 +10,8 @@
 
 use oodbench_sdk::prelude::*;
 
-use crate::numeric::neighbours::{kth_distances, normalised};
+use crate::numeric::neighbours::{Bank, normalised};
+use crate::numeric::{check, state};
 
 /// Parameters of [`Knn`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,8 +31,7 @@ impl Default for Params {
 pub struct Knn {
     params: Params,
     /// Training features of length 1.
-    bank: Vec<f32>,
-    n_features: usize,
+    bank: Option<Bank>,
 }
 
 impl Detector for Knn {
@@ -63,21 +63,17 @@ impl Detector for Knn {
         if params.k == 0 {
             return Err(Error::parameter("K", "at least 1", params.k));
         }
-        Ok(Self { params, bank: Vec::new(), n_features: 0 })
+        Ok(Self { params, bank: None })
     }
 
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        let features = data.train().features()?;
-        if features.n_rows() == 0 {
-            return Err(Error::input("there are no training images"));
-        }
-        self.bank = normalised(features);
-        self.n_features = features.n_cols();
+        let features = check::fit_features(data.train().features()?, "training")?;
+        self.bank = Some(Bank::normalised(features));
         Ok(())
     }
 
     fn check_readout(&self, params: &Params) -> Result<()> {
-        let n_bank = self.bank.len().checked_div(self.n_features).unwrap_or(0);
+        let n_bank = self.bank.as_ref().map_or(0, Bank::n_rows);
         if params.k > n_bank {
             let expected = format!("at most {n_bank}, the number of training images");
             return Err(Error::parameter("K", &expected, params.k));
@@ -97,20 +93,12 @@ impl Detector for Knn {
         variants: &[Params],
         scores: &mut [f32],
     ) -> Result<()> {
-        let features = batch.features()?;
-        if self.n_features == 0 {
-            return Err(Error::new("`score` was called before `fit`"));
-        }
-        if features.n_cols() != self.n_features {
-            let (expected, got) = (self.n_features, features.n_cols());
-            return Err(Error::input(format!("features expected {expected} columns, got {got}")));
-        }
-        let n_bank = self.bank.len() / self.n_features;
-        let bank = Matrix::new(&self.bank, n_bank, self.n_features)?;
+        let bank = state::fitted(self.bank.as_ref())?;
+        let features = check::features(batch.features()?, bank.n_features())?;
         let queries = normalised(features);
-        let queries = Matrix::new(&queries, features.n_rows(), self.n_features)?;
+        let queries = Matrix::new(&queries, features.n_rows(), bank.n_features())?;
         let ks: Vec<usize> = variants.iter().map(|params| params.k).collect();
-        scores.copy_from_slice(&kth_distances(queries, bank, &ks));
+        scores.copy_from_slice(&bank.kth_distances(queries, &ks));
         Ok(())
     }
 }

@@ -11,7 +11,7 @@
 use faer::Mat;
 use oodbench_sdk::prelude::*;
 
-use crate::numeric::linalg::{Stored, project, scatter, whitening};
+use crate::numeric::linalg::{Stored, nearest_distances, scatter, whitening};
 use crate::numeric::state;
 
 /// Mahalanobis distance.
@@ -20,12 +20,15 @@ pub struct Mds {
     fitted: Option<Fitted>,
 }
 
+/// Class means, where distances to them are Euclidean.
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "oodbench_sdk::serde")]
-struct Fitted {
+pub(crate) struct Fitted {
+    /// The mean of the class means.
+    centre: Vec<f64>,
     /// `[n_features, rank]`
     whitening: Stored,
-    /// Whitened class means, `[n_classes, rank]`.
+    /// Class means from the centre, whitened, `[rank, n_classes]`.
     means: Stored,
 }
 
@@ -60,6 +63,40 @@ pub(crate) fn class_means(
         sum.iter_mut().for_each(|sum| *sum /= count as f64);
     }
     Ok(sums)
+}
+
+impl Fitted {
+    /// Of training features.
+    ///
+    /// # Errors
+    /// A class without rows, a label that is no class; NaN or infinity.
+    pub(crate) fn new(features: Matrix<'_>, labels: &[i64], n_classes: usize) -> Result<Self> {
+        let means = class_means(features, labels, n_classes)?;
+        let covariance = scatter(features, |i| &means[labels[i] as usize]);
+        let whitening = whitening(covariance.as_ref())?;
+        let n = means.len().max(1) as f64;
+        let centre: Vec<f64> = (0..features.n_cols())
+            .map(|i| means.iter().map(|mean| mean[i]).sum::<f64>() / n)
+            .collect();
+        let means = Mat::from_fn(whitening.ncols(), means.len(), |j, class| {
+            (0..centre.len())
+                .map(|i| (means[class][i] - centre[i]) * whitening[(i, j)])
+                .sum::<f64>()
+        });
+        Ok(Self { centre, whitening: (&whitening).into(), means: (&means).into() })
+    }
+
+    /// Writes the squared distance of each row to the nearest mean.
+    ///
+    /// # Errors
+    /// Another number of columns.
+    pub(crate) fn nearest(&self, features: Matrix<'_>, scores: &mut [f32]) -> Result<()> {
+        let nearest = nearest_distances(features, &self.centre, &self.whitening, &self.means)?;
+        for (score, nearest) in scores.iter_mut().zip(nearest) {
+            *score = nearest as f32;
+        }
+        Ok(())
+    }
 }
 
 impl Detector for Mds {
@@ -103,35 +140,12 @@ impl Detector for Mds {
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
         let train = data.train();
         let (features, labels) = (train.features()?, train.labels()?);
-        let means = class_means(features, labels, data.n_classes())?;
-        let covariance = scatter(features, |i| &means[labels[i] as usize]);
-        let whitening = whitening(covariance.as_ref())?;
-        let means = Mat::from_fn(means.len(), whitening.ncols(), |class, j| {
-            (0..features.n_cols()).map(|i| means[class][i] * whitening[(i, j)]).sum::<f64>()
-        });
-        self.fitted = Some(Fitted { whitening: (&whitening).into(), means: (&means).into() });
+        self.fitted = Some(Fitted::new(features, labels, data.n_classes())?);
         Ok(())
     }
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        let fitted = state::fitted(self.fitted.as_ref())?;
-        let (whitening, means) = (fitted.whitening.view()?, fitted.means.view()?);
-        let features = batch.features()?;
-        if features.n_cols() != whitening.nrows() {
-            let (expected, got) = (whitening.nrows(), features.n_cols());
-            return Err(Error::input(format!("features expected {expected} columns, got {got}")));
-        }
-        let z = project(features, &vec![0.0; features.n_cols()], whitening);
-        for (i, score) in scores.iter_mut().enumerate() {
-            let distance = |class: usize| -> f64 {
-                (0..z.ncols()).map(|j| (z[(i, j)] - means[(class, j)]).powi(2)).sum()
-            };
-            let nearest = (0..means.nrows()).map(distance).fold(f64::INFINITY, |min, d| {
-                if d < min || d.is_nan() { d } else { min }
-            });
-            *score = nearest as f32;
-        }
-        Ok(())
+        state::fitted(self.fitted.as_ref())?.nearest(batch.features()?, scores)
     }
 
     fn save_state(&self) -> Result<Option<Vec<u8>>> {

@@ -8,11 +8,12 @@
 //! A feature at the mean has no direction: the first term is 0 there, NaN in OpenOOD.
 
 use oodbench_sdk::prelude::*;
+use rayon::prelude::*;
 
-use crate::numeric::check;
 use crate::numeric::linalg::mean;
 use crate::numeric::reduce::argmax;
-use crate::numeric::state;
+use crate::numeric::wide::{sum_of, sum_of_pairs, vectorised};
+use crate::numeric::{check, state};
 
 /// Parameters of [`Nci`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,16 +43,25 @@ impl Nci {
         let head = self.host.head()?;
         let weight = check::finite(head.weight(), "weights of the head")?;
         let logits = check::logits_of(batch.logits()?, weight.n_rows())?;
-        let terms = features.rows().zip(logits.rows()).map(|(h, logits)| {
-            let (mut along, mut square) = (0.0, 0.0);
-            for ((&h, mean), &w) in h.iter().zip(mean).zip(weight.row(argmax(logits))) {
-                let centred = f64::from(h) - mean;
-                along += f64::from(w) * centred;
-                square += centred * centred;
-            }
-            let closeness = if square > 0.0 { along / square.sqrt() } else { 0.0 };
-            (closeness, h.iter().map(|&h| f64::from(h).abs()).sum())
-        });
+        let images = (0..features.n_rows()).into_par_iter().with_min_len(64);
+        let terms = images.map_init(
+            || vec![0.0; mean.len()],
+            |centred, i| {
+                let (h, w) = (features.row(i), weight.row(argmax(logits.row(i))));
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((centred, &h), mean) in centred.iter_mut().zip(h).zip(mean) {
+                            *centred = f64::from(h) - mean;
+                        }
+                        let along = sum_of_pairs(centred, w, |h, w| h * f64::from(w));
+                        let square = sum_of(centred, |h| h * h);
+                        let closeness = if square > 0.0 { along / square.sqrt() } else { 0.0 };
+                        (closeness, sum_of(h, |h| f64::from(h).abs()))
+                    },
+                )
+            },
+        );
         Ok(terms.collect())
     }
 }

@@ -14,10 +14,10 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::neighbours::{Smallest, normalised};
-use crate::numeric::products::{Rows, scan};
+use crate::numeric::neighbours::{Greatest, normalise};
 use crate::numeric::reduce::log_sum_exp;
 use crate::numeric::state;
+use crate::numeric::tiles::{Panels, scan};
 
 /// Which training images make the bank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,9 +74,7 @@ pub struct NnGuide {
 #[serde(crate = "oodbench_sdk::serde")]
 struct Fitted {
     /// Features of length 1 times their image's energy.
-    bank: Vec<f32>,
-    n_rows: usize,
-    n_features: usize,
+    bank: Panels,
 }
 
 impl Detector for NnGuide {
@@ -134,20 +132,18 @@ impl Detector for NnGuide {
         let train = data.train();
         let features = check::fit_features(train.features()?, "training")?;
         let logits = check::logits(train.logits()?)?;
-        let (n, n_features) = (features.n_rows(), features.n_cols());
-        let rows = self.params.rows(n);
-        let mut bank = Vec::with_capacity(rows.len() * n_features);
-        for &i in &rows {
-            let energy = log_sum_exp(logits.row(i), 1.0);
-            let z = normalised(Matrix::new(features.row(i), 1, n_features)?);
-            bank.extend(z.into_iter().map(|z| (f64::from(z) * energy) as f32));
-        }
-        self.fitted = Some(Fitted { bank, n_rows: rows.len(), n_features });
+        let rows = self.params.rows(features.n_rows());
+        let bank = Panels::new(rows.len(), features.n_cols(), |i, row| {
+            normalise(features.row(rows[i]), row);
+            let energy = log_sum_exp(logits.row(rows[i]), 1.0);
+            row.iter_mut().for_each(|z| *z = (f64::from(*z) * energy) as f32);
+        });
+        self.fitted = Some(Fitted { bank });
         Ok(())
     }
 
     fn check_readout(&self, params: &Params) -> Result<()> {
-        let n_bank = self.fitted.as_ref().map_or(0, |fitted| fitted.n_rows);
+        let n_bank = self.fitted.as_ref().map_or(0, |fitted| fitted.bank.n_rows());
         if params.k > n_bank {
             let expected = format!("at most {n_bank}, the number of images in the bank");
             return Err(Error::parameter("K", &expected, params.k));
@@ -167,26 +163,24 @@ impl Detector for NnGuide {
         variants: &[Params],
         scores: &mut [f32],
     ) -> Result<()> {
-        let Fitted { bank, n_rows, n_features } = state::fitted(self.fitted.as_ref())?;
-        let features = check::features(batch.features()?, *n_features)?;
+        let Fitted { bank } = state::fitted(self.fitted.as_ref())?;
+        let features = check::features(batch.features()?, bank.depth())?;
         let logits = check::logits(batch.logits()?)?;
-        let queries = normalised(features);
-        let queries = Rows { values: &queries, n_rows: features.n_rows(), n_cols: *n_features };
-        let bank = Rows { values: bank, n_rows: *n_rows, n_cols: *n_features };
         let greatest = variants.iter().map(|params| params.k).max().unwrap_or(1);
         let nearest = scan(
-            queries,
+            features.n_rows(),
             bank,
-            |_| Smallest::new(greatest),
-            |nearest, _, products| products.iter().for_each(|product| nearest.offer(-product)),
+            |i, row| normalise(features.row(i), row),
+            || Greatest::new(greatest),
+            Greatest::offer,
+            |_, nearest| nearest.sorted(),
         );
         let n = batch.len();
         for (i, (nearest, logits)) in nearest.into_iter().zip(logits.rows()).enumerate() {
             let energy = log_sum_exp(logits, 1.0);
-            let sorted = nearest.sorted();
             for (variant, params) in variants.iter().enumerate() {
-                let negated: f64 = sorted.iter().take(params.k).map(|&x| f64::from(x)).sum();
-                scores[variant * n + i] = (energy * negated / params.k as f64) as f32;
+                let sum: f64 = nearest.iter().take(params.k).map(|&x| f64::from(x)).sum();
+                scores[variant * n + i] = -(energy * sum / params.k as f64) as f32;
             }
         }
         Ok(())

@@ -8,21 +8,37 @@
 //! divided by the data set's standard deviation, which is the same where the classifier's own
 //! normalisation is that of the data set. A gradient of 0 counts as positive, as there.
 
+use oodbench_sdk::ImageBatch;
 use oodbench_sdk::prelude::*;
 
+use crate::numeric::check;
 use crate::numeric::reduce::{argmax, max_probability, softmax};
 
-/// Parameters of [`Odin`].
+/// Parameters of [`Odin`], and of [`Iodin`](crate::iodin::Iodin).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(crate = "oodbench_sdk::serde", default, deny_unknown_fields)]
 pub struct Params {
-    temperature: f64,
-    noise: f64,
+    pub(crate) temperature: f64,
+    pub(crate) noise: f64,
 }
 
 impl Default for Params {
     fn default() -> Self {
         Self { temperature: 1000.0, noise: 0.0014 }
+    }
+}
+
+impl Params {
+    /// # Errors
+    /// A parameter out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(Error::parameter("temperature", "a positive number", self.temperature));
+        }
+        if !(self.noise >= 0.0 && self.noise.is_finite()) {
+            return Err(Error::parameter("noise", "a number from 0", self.noise));
+        }
+        Ok(())
     }
 }
 
@@ -48,8 +64,12 @@ impl Detector for Odin {
             params: vec![
                 Param::new("temperature", "what the logits are divided by", "OpenOOD v1.5")
                     .sweep([1, 10, 100, 1000]),
-                Param::new("noise", "size of the step, in units of pixels in [0, 1]", "OpenOOD v1.5")
-                    .sweep([0.0014, 0.0028]),
+                Param::new(
+                    "noise",
+                    "size of the step, in units of pixels in [0, 1]",
+                    "OpenOOD v1.5",
+                )
+                .sweep([0.0014, 0.0028]),
             ],
             // The step of 0.1 moves the first channel's mean up and the second's down.
             example: Example::of_images(&[&[0.6, 0.4, 0.5]], &[-0.598_687_7])
@@ -61,39 +81,65 @@ impl Detector for Odin {
     }
 
     fn new(params: Params, host: Host) -> Result<Self> {
-        if !(params.temperature > 0.0 && params.temperature.is_finite()) {
-            return Err(Error::parameter("temperature", "a positive number", params.temperature));
-        }
-        if !(params.noise >= 0.0 && params.noise.is_finite()) {
-            return Err(Error::parameter("noise", "a number from 0", params.noise));
-        }
+        params.check()?;
         Ok(Self { params, host })
     }
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let Params { temperature, noise } = self.params;
-        let (logits, images) = (batch.logits()?, batch.images()?);
-        // The gradient of each image's cross-entropy with its predicted class.
-        let mut cotangent = Vec::with_capacity(logits.values().len());
-        for row in logits.rows() {
-            let (p, predicted) = (softmax(row, temperature), argmax(row));
-            cotangent.extend(p.iter().enumerate().map(|(class, p)| {
-                let target = if class == predicted { 1.0 } else { 0.0 };
-                ((p - target) / temperature) as f32
-            }));
-        }
-        let shape = [logits.n_rows(), logits.n_cols()];
-        let gradient = self.host.vjp(images, "logits", &cotangent, &shape)?;
-        let step = |(&x, g): (&f32, f32)| if g >= 0.0 { x - noise as f32 } else { x + noise as f32 };
-        let moved: Vec<f32> = images.values().iter().zip(gradient).map(step).collect();
-        let [_, _, height, width] = images.shape();
-        let outputs = self.host.forward(oodbench_sdk::ImageBatch::new(&moved, height, width)?)?;
-        for (score, row) in scores.iter_mut().zip(outputs.logits().rows()) {
-            *score = -max_probability(row, temperature) as f32;
-        }
-        Ok(())
+        // As f32, in which images are.
+        let noise = self.params.noise as f32;
+        let step = |image: &mut [f32], gradient: &[f32]| {
+            for (x, &g) in image.iter_mut().zip(gradient) {
+                *x += against(g, noise);
+            }
+        };
+        score_after(step, &self.params, &self.host, batch, scores)
     }
+}
+
+/// A step of this size against a gradient, of which 0 counts as positive.
+pub(crate) fn against(gradient: f32, size: f32) -> f32 {
+    if gradient >= 0.0 { -size } else { size }
+}
+
+/// Scores images after a step, which gets an image `[3, height, width]` and the gradient, with
+/// respect to it, of the cross-entropy between its probabilities and its predicted class.
+///
+/// Needs `LOGITS`, `IMAGES`, `GRADIENT` and `FORWARD`.
+///
+/// # Errors
+/// Logits that are not finite, and what the host's services say.
+pub(crate) fn score_after(
+    step: impl Fn(&mut [f32], &[f32]),
+    params: &Params,
+    host: &Host,
+    batch: &Batch<'_>,
+    scores: &mut [f32],
+) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let temperature = params.temperature;
+    let (logits, images) = (check::logits(batch.logits()?)?, batch.images()?);
+    let mut cotangent = Vec::with_capacity(logits.values().len());
+    for row in logits.rows() {
+        let (p, predicted) = (softmax(row, temperature), argmax(row));
+        cotangent.extend(p.iter().enumerate().map(|(class, p)| {
+            let target = if class == predicted { 1.0 } else { 0.0 };
+            ((p - target) / temperature) as f32
+        }));
+    }
+    let shape = [logits.n_rows(), logits.n_cols()];
+    let gradient = host.vjp(images, "logits", &cotangent, &shape)?;
+    let [_, channels, height, width] = images.shape();
+    let pixels = channels * height * width;
+    let mut moved = images.values().to_vec();
+    for (image, gradient) in moved.chunks_exact_mut(pixels).zip(gradient.chunks_exact(pixels)) {
+        step(image, gradient);
+    }
+    let outputs = host.forward(ImageBatch::new(&moved, height, width)?)?;
+    for (score, row) in scores.iter_mut().zip(outputs.logits().rows()) {
+        *score = -max_probability(row, temperature) as f32;
+    }
+    Ok(())
 }

@@ -8,19 +8,17 @@
 //! The sum grows with the number of training images, and the threshold of 0.03 is part of
 //! OpenOOD's implementation: a relation that rounding moves across it changes the sum by
 //! `0.03^pow`. Images of unlike predictions are not related whatever their features, so training
-//! images are kept by predicted class and blocks without a likely relation are passed over.
+//! images are kept by predicted class and tiles without a likely relation are passed over.
 
 use oodbench_sdk::prelude::*;
 use rayon::prelude::*;
 
-use crate::numeric::check;
-use crate::numeric::products::multiply;
+use crate::numeric::neighbours::squared_norm;
 use crate::numeric::reduce::{argmax, max_probability, softmax};
-use crate::numeric::state;
-
-/// Queries and bank rows of one product.
-const QUERIES: usize = 64;
-const BANK: usize = 512;
+use crate::numeric::tiles::{
+    Blocks, COLUMNS, Line, Panels, ROWS, Tile, multiply, queries_at_a_time,
+};
+use crate::numeric::{check, state};
 
 /// Parameters of [`Relation`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,100 +40,89 @@ pub struct Relation {
     bank: Option<Images>,
 }
 
-/// Images in the order of their predicted classes, and in each of how sure the prediction is, so
-/// that the few that are related to many classes are together.
+/// Training images in the order of their predicted classes.
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "oodbench_sdk::serde")]
 struct Images {
-    /// Features of length 1, `[len, n_features]`.
-    features: Vec<f32>,
-    n_features: usize,
-    /// `[len, n_classes]`
-    probabilities: Vec<f32>,
-    n_classes: usize,
-    /// The place of each image in the list that it came from.
-    places: Vec<usize>,
+    /// Features of length 1.
+    features: Panels,
+    probabilities: Panels,
 }
 
-impl Images {
-    fn new(features: Matrix<'_>, logits: Matrix<'_>) -> Self {
-        let keys: Vec<(usize, f64)> =
-            logits.rows().map(|row| (argmax(row), max_probability(row, 1.0))).collect();
-        let mut places: Vec<usize> = (0..features.n_rows()).collect();
-        places.sort_by(|&a, &b| keys[a].0.cmp(&keys[b].0).then(keys[a].1.total_cmp(&keys[b].1)));
-        let mut images = Self {
-            features: Vec::with_capacity(features.values().len()),
-            n_features: features.n_cols(),
-            probabilities: Vec::with_capacity(logits.values().len()),
-            n_classes: logits.n_cols(),
-            places,
-        };
-        for &i in &images.places {
-            let h = features.row(i);
-            let square: f64 = h.iter().map(|&h| f64::from(h).powi(2)).sum();
-            let scale = 1.0 / (square + 1e-10).sqrt();
-            images.features.extend(h.iter().map(|&h| (f64::from(h) * scale) as f32));
-            images.probabilities.extend(softmax(logits.row(i), 1.0).iter().map(|&p| p as f32));
-        }
-        images
-    }
+/// The places of images in the order of their predicted classes, and in each of how sure the
+/// prediction is, so that the few that are related to many classes are together.
+fn by_prediction(logits: Matrix<'_>) -> Vec<usize> {
+    let keys: Vec<(usize, f64)> =
+        logits.rows().map(|row| (argmax(row), max_probability(row, 1.0))).collect();
+    let mut places: Vec<usize> = (0..keys.len()).collect();
+    places.sort_by(|&a, &b| keys[a].0.cmp(&keys[b].0).then(keys[a].1.total_cmp(&keys[b].1)));
+    places
+}
 
-    fn len(&self) -> usize {
-        self.places.len()
+/// Writes features scaled to length 1, as the reference does it.
+fn unit(h: &[f32], out: &mut [f32]) {
+    let scale = 1.0 / (squared_norm(h) + 1e-10).sqrt();
+    for (out, &h) in out.iter_mut().zip(h) {
+        *out = (f64::from(h) * scale) as f32;
     }
+}
 
-    /// Images `first .. first + n` in their order here: features and probabilities.
-    fn part(&self, first: usize, n: usize) -> (&[f32], &[f32]) {
-        let of = |values, columns: usize| -> &[f32] {
-            let values: &Vec<f32> = values;
-            &values[first * columns..(first + n) * columns]
-        };
-        (of(&self.features, self.n_features), of(&self.probabilities, self.n_classes))
+/// Writes probabilities.
+fn probabilities(logits: &[f32], out: &mut [f32]) {
+    for (out, p) in out.iter_mut().zip(softmax(logits, 1.0)) {
+        *out = p as f32;
     }
 }
 
 /// The sums over the bank for some queries, for each power: `[query, power]`.
-fn sums(queries: (&[f32], &[f32]), bank: &Images, threshold: f64, pows: &[f64]) -> Vec<f64> {
-    let (z, p) = queries;
-    let n = p.len() / bank.n_classes;
-    // As many queries whatever the batch, so that an image's sum does not depend on it.
-    let padded = |values: &[f32], columns: usize| {
-        let mut padded = values.to_vec();
-        padded.resize(QUERIES * columns, 0.0);
-        padded
-    };
-    let (z, p) = (padded(z, bank.n_features), padded(p, bank.n_classes));
-    let mut of_z = vec![0.0; QUERIES * BANK];
-    let mut of_p = vec![0.0; QUERIES * BANK];
-    let mut sums = vec![0.0; n * pows.len()];
-    // A little below the threshold, since a product of unit vectors may round to above 1.
-    let possible = (threshold * (1.0 - 1e-4)) as f32;
-    for first in (0..bank.len()).step_by(BANK) {
-        let m = BANK.min(bank.len() - first);
-        let (bank_z, bank_p) = bank.part(first, m);
-        let (of_z, of_p) = (&mut of_z[..QUERIES * m], &mut of_p[..QUERIES * m]);
-        multiply(&p, bank_p, bank.n_classes, of_p);
-        if of_p[..n * m].iter().all(|&product| product <= possible) {
-            continue;
-        }
-        multiply(&z, bank_z, bank.n_features, of_z);
-        let pairs = of_z.chunks_exact(m).zip(of_p.chunks_exact(m));
-        for (sums, (of_z, of_p)) in sums.chunks_exact_mut(pows.len()).zip(pairs) {
-            for (&z, &p) in of_z.iter().zip(of_p) {
-                let relation = f64::from(z).max(0.0) * f64::from(p);
-                if relation > threshold {
-                    for (sum, &pow) in sums.iter_mut().zip(pows) {
-                        *sum += power(relation, pow);
-                    }
+struct Sums<'a> {
+    bank: &'a Images,
+    threshold: f64,
+    pows: &'a [f64],
+}
+
+impl Sums<'_> {
+    fn of(&self, n: usize, features: &Blocks, probabilities: &Blocks, sums: &mut [f64]) {
+        let (mut of_z, mut of_p): (Tile, Tile) = ([[0.0; COLUMNS]; ROWS], [[0.0; COLUMNS]; ROWS]);
+        // A little below the threshold, since a product of unit vectors may round to above 1.
+        let possible = (self.threshold * (1.0 - 1e-4)) as f32;
+        for panel in 0..self.bank.features.len() {
+            let rows = self.bank.features.rows_of(panel).len();
+            let queries = sums.chunks_mut(ROWS * self.pows.len());
+            for (block, sums) in queries.enumerate() {
+                let n = ROWS.min(n - block * ROWS);
+                let of_bank = self.bank.probabilities.panel(panel);
+                multiply(probabilities.block(block), of_bank, n, &mut of_p);
+                // Most often no image of the tile is related to any.
+                let any = |line: &Line| line.iter().fold(0, |n, &p| n + u32::from(p > possible));
+                if of_p[..n].iter().map(any).sum::<u32>() == 0 {
+                    continue;
+                }
+                multiply(features.block(block), self.bank.features.panel(panel), n, &mut of_z);
+                let pairs = of_z.iter().zip(&of_p);
+                for (sums, (z, p)) in sums.chunks_exact_mut(self.pows.len()).zip(pairs) {
+                    self.add(&z[..rows], &p[..rows], sums);
                 }
             }
         }
     }
-    sums
+
+    /// Adds the relations of a query to some images.
+    fn add(&self, z: &[f32], p: &[f32], sums: &mut [f64]) {
+        let relations = z.iter().zip(p).map(|(&z, &p)| f64::from(z).max(0.0) * f64::from(p));
+        for relation in relations.filter(|&relation| relation > self.threshold) {
+            for (sum, &pow) in sums.iter_mut().zip(self.pows) {
+                *sum += power(relation, pow);
+            }
+        }
+    }
 }
 
 /// `x` to a power; whole ones are quicker by multiplication.
 fn power(x: f64, pow: f64) -> f64 {
+    if pow == 1.0 {
+        return x;
+    }
     if pow.fract() == 0.0 && pow.abs() <= 64.0 { x.powi(pow as i32) } else { x.powf(pow) }
 }
 
@@ -180,7 +167,15 @@ impl Detector for Relation {
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
         let train = data.train();
         let features = check::fit_features(train.features()?, "training")?;
-        self.bank = Some(Images::new(features, check::logits(train.logits()?)?));
+        let logits = check::logits(train.logits()?)?;
+        let places = by_prediction(logits);
+        let n = places.len();
+        self.bank = Some(Images {
+            features: Panels::new(n, features.n_cols(), |i, z| unit(features.row(places[i]), z)),
+            probabilities: Panels::new(n, logits.n_cols(), |i, p| {
+                probabilities(logits.row(places[i]), p);
+            }),
+        });
         Ok(())
     }
 
@@ -197,21 +192,24 @@ impl Detector for Relation {
         scores: &mut [f32],
     ) -> Result<()> {
         let bank = state::fitted(self.bank.as_ref())?;
-        let features = check::features(batch.features()?, bank.n_features)?;
-        let logits = check::logits_of(batch.logits()?, bank.n_classes)?;
-        let queries = Images::new(features, logits);
+        let features = check::features(batch.features()?, bank.features.depth())?;
+        let logits = check::logits_of(batch.logits()?, bank.probabilities.depth())?;
         let pows: Vec<f64> = variants.iter().map(|params| params.pow).collect();
-        let threshold = self.params.threshold;
-        let n = queries.len();
-        let blocks: Vec<Vec<f64>> = (0..n.div_ceil(QUERIES))
-            .into_par_iter()
-            .map(|block| {
-                let first = block * QUERIES;
-                sums(queries.part(first, QUERIES.min(n - first)), bank, threshold, &pows)
-            })
-            .collect();
-        let by_query = blocks.concat();
-        for (sums, &place) in by_query.chunks_exact(pows.len()).zip(&queries.places) {
+        let of_queries = Sums { bank, threshold: self.params.threshold, pows: &pows };
+        let places = by_prediction(logits);
+        let n = places.len();
+        let at_a_time = queries_at_a_time(n);
+        let mut sums = vec![0.0; n * pows.len()];
+        let parts = sums.par_chunks_mut(at_a_time * pows.len().max(1));
+        parts.zip(places.par_chunks(at_a_time)).for_each_init(
+            || (Blocks::new(features.n_cols()), Blocks::new(logits.n_cols())),
+            |(z, p), (sums, places)| {
+                z.lay_out(places.len(), |i, z| unit(features.row(places[i]), z));
+                p.lay_out(places.len(), |i, p| probabilities(logits.row(places[i]), p));
+                of_queries.of(places.len(), z, p, sums);
+            },
+        );
+        for (sums, &place) in sums.chunks_exact(pows.len()).zip(&places) {
             for (variant, sum) in sums.iter().enumerate() {
                 scores[variant * n + place] = -sum as f32;
             }
@@ -224,7 +222,11 @@ impl Detector for Relation {
     }
 
     fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
-        self.bank = state::load(bytes)?;
+        let bank: Option<Images> = state::load(bytes)?;
+        if bank.as_ref().is_some_and(|bank| bank.features.n_rows() != bank.probabilities.n_rows()) {
+            return Err(Error::input("the saved state has not as many features as predictions"));
+        }
+        self.bank = bank;
         Ok(())
     }
 }

@@ -121,7 +121,7 @@ impl Detector for Residual {
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
         let fitted = state::fitted(self.fitted.as_ref())?;
         let features = check::features(batch.features()?, fitted.origin.len())?;
-        let residuals = lengths(features, &fitted.origin, fitted.basis.view()?);
+        let residuals = lengths(features, &fitted.origin, &fitted.basis)?;
         for (score, residual) in scores.iter_mut().zip(residuals) {
             *score = residual as f32;
         }

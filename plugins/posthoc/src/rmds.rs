@@ -13,7 +13,9 @@ use oodbench_sdk::prelude::*;
 
 use crate::mds::class_means;
 use crate::numeric::check;
-use crate::numeric::linalg::{Stored, mean, project, scatter, squared_distances, whitening};
+use crate::numeric::linalg::{
+    Stored, mean, nearest_distances, of_projections, scatter, squared_length, whitening,
+};
 use crate::numeric::state;
 
 /// Relative Mahalanobis distance.
@@ -29,15 +31,15 @@ struct Fitted {
     centre: Vec<f64>,
     /// For the covariance within classes, `[n_features, rank]`.
     within: Stored,
-    /// Class means from the centre, whitened by it, `[n_classes, rank]`.
+    /// Class means from the centre, whitened by it, `[rank, n_classes]`.
     means: Stored,
     /// For the covariance of all, `[n_features, rank]`.
     total: Stored,
 }
 
-/// `means - centre`, whitened.
+/// `means - centre`, whitened, as columns.
 fn whitened_means(means: &[Vec<f64>], centre: &[f64], whitening: MatRef<'_, f64>) -> Mat<f64> {
-    Mat::from_fn(means.len(), whitening.ncols(), |class, j| {
+    Mat::from_fn(whitening.ncols(), means.len(), |j, class| {
         (0..centre.len()).map(|i| (means[class][i] - centre[i]) * whitening[(i, j)]).sum::<f64>()
     })
 }
@@ -104,12 +106,11 @@ impl Detector for Rmds {
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
         let fitted = state::fitted(self.fitted.as_ref())?;
         let features = check::features(batch.features()?, fitted.centre.len())?;
-        let z = project(features, &fitted.centre, fitted.within.view()?);
-        let distances = squared_distances(z.as_ref(), fitted.means.view()?);
-        let total = project(features, &fitted.centre, fitted.total.view()?);
-        for (i, score) in scores.iter_mut().enumerate() {
-            let nearest = distances.row(i).iter().copied().fold(f64::INFINITY, f64::min);
-            *score = (nearest - total.row(i).squared_norm_l2()) as f32;
+        let Fitted { centre, within, means, total } = fitted;
+        let nearest = nearest_distances(features, centre, within, means)?;
+        let to_centre = of_projections(features, centre, total, |_, z| squared_length(z))?;
+        for ((score, nearest), to_centre) in scores.iter_mut().zip(nearest).zip(to_centre) {
+            *score = (nearest - to_centre) as f32;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::linalg::{Stored, mean, project, scatter, whitening};
+use crate::numeric::linalg::{Stored, mean, of_projections, scatter, squared_length, whitening};
 use crate::numeric::neighbours::normalised;
 use crate::numeric::state;
 
@@ -94,10 +94,9 @@ impl Detector for Ssd {
         let features = check::features(batch.features()?, fitted.mean.len())?;
         let scaled = self.scaled(features);
         let scaled = Matrix::new(&scaled, features.n_rows(), features.n_cols())?;
-        let z = project(scaled, &fitted.mean, fitted.whitening.view()?);
-        for (i, score) in scores.iter_mut().enumerate() {
-            *score = z.row(i).squared_norm_l2() as f32;
-        }
+        let of_row = |_: usize, z: &[f64]| squared_length(z) as f32;
+        let distances = of_projections(scaled, &fitted.mean, &fitted.whitening, of_row)?;
+        scores.copy_from_slice(&distances);
         Ok(())
     }
 

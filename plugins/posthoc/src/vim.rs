@@ -13,7 +13,7 @@
 use faer::Mat;
 use oodbench_sdk::prelude::*;
 
-use crate::numeric::linalg::{Stored, eigen, least_squares, project, scatter};
+use crate::numeric::linalg::{Stored, eigen, least_squares, lengths, scatter};
 use crate::numeric::reduce::{log_sum_exp, maximum};
 use crate::numeric::state;
 
@@ -43,14 +43,7 @@ struct Fitted {
 impl Fitted {
     /// The length of each row's residual.
     fn residuals(&self, features: Matrix<'_>) -> Result<Vec<f64>> {
-        let basis = self.residual.view()?;
-        if features.n_cols() != basis.nrows() {
-            let (expected, got) = (basis.nrows(), features.n_cols());
-            return Err(Error::input(format!("features expected {expected} columns, got {got}")));
-        }
-        let along = project(features, &self.origin, basis);
-        let length = |i: usize| (0..along.ncols()).map(|j| along[(i, j)].powi(2)).sum::<f64>().sqrt();
-        Ok((0..features.n_rows()).map(length).collect())
+        lengths(features, &self.origin, &self.residual)
     }
 }
 
@@ -97,7 +90,11 @@ impl Detector for Vim {
         let d = data.n_features();
         let dim = self.params.dim.unwrap_or(256.min(d / 2));
         if dim >= d {
-            return Err(Error::parameter("dim", &format!("below {d}, the number of features"), dim));
+            return Err(Error::parameter(
+                "dim",
+                &format!("below {d}, the number of features"),
+                dim,
+            ));
         }
         let head = self.host.head()?;
         let origin: Vec<f64> =

@@ -2,7 +2,6 @@
 //! dropout, which are streams of a formula, and the parameters of Gaussian mixtures.
 
 use candle_core::Tensor;
-use oodbench_metrics::RankedScores;
 use oodbench_posthoc::numeric::linalg::Stored;
 use oodbench_posthoc::numeric::mixture::Mixture;
 use oodbench_posthoc::numeric::random::Random;
@@ -10,7 +9,8 @@ use oodbench_posthoc::{dropout, gmm};
 use oodbench_sdk::Matrix;
 
 use super::{
-    FeatureSet, MemorySplit, Report, Tensors, Tolerance, deviation, numbers, shared, tensors,
+    FeatureSet, MemorySplit, Report, Tensors, Tolerance, auroc_of_theirs, deviation, numbers,
+    shared, tensors,
 };
 
 /// The variants that are compared here.
@@ -30,12 +30,8 @@ fn compare(variant: &str, score: impl Fn(&FeatureSet, &Tensors, &str, &MemorySpl
     for (name, split) in &set.ood {
         let ood = score(&set, &references, name, split);
         deviations.push(deviation(variant, name, &ood, &references, TOLERANCE));
-        let [of_id, of_ood] = ["test", name].map(|set| -> Vec<f32> {
-            let conf = numbers(&references, &format!("{variant}/{set}.conf"));
-            conf.iter().map(|conf| -conf as f32).collect()
-        });
-        let expected = RankedScores::new(&of_id, &of_ood).expect("finite scores").auroc();
-        report.auroc(variant, name, &id, &ood, expected.expect("both sets have images"));
+        let expected = auroc_of_theirs(&references, variant, name);
+        report.auroc(variant, name, &id, &ood, expected);
     }
     report.scores(variant, &deviations);
     report.end();

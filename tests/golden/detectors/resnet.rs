@@ -4,71 +4,67 @@
 //! bias. Images mix a fine, a coarse and a flat pattern; out-of-distribution ones are cubed.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock};
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
-use candle_nn::VarBuilder;
-use candle_nn::var_builder::SimpleBackend;
-use oodbench_engine::check::memory::{ImageNetwork, MemoryData, MemorySplit, MemoryTensor};
+use candle_core::{Device, Tensor};
+use oodbench_engine::check::memory::{
+    ImageNetwork, MemoryData, MemoryHead, MemorySplit, MemoryTensor,
+};
 use oodbench_nn::arch::Architecture;
-use oodbench_nn::checkpoint::StateDict;
-use oodbench_nn::classifier::{Classifier, Normalisation};
+use oodbench_nn::classifier::Normalisation;
 use oodbench_nn::formula;
-use oodbench_sdk::__private::abi::{ErrorCode, ForwardOutputs, RawError};
-use serde_json::{Value, json};
+use oodbench_tests::network;
+use serde_json::Value;
 
-use super::{Tensors, numbers};
+use super::{Tensors, json, numbers, shared, tensors};
 
 const SIDE: usize = 32;
 const ARCHITECTURE: Architecture = Architecture::ResNet32 { blocks: [2, 2, 2, 2] };
-const NORMALISATION: Normalisation =
+pub const NORMALISATION: Normalisation =
     Normalisation { mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616] };
 
-/// Parameters from the name of a variant: `T1000.eps0.0014`.
-///
-/// # Panics
-///
-/// A name that is not understood, because its variant would go untested.
-pub fn params(detector: &str, settings: &str) -> Value {
-    match (detector, settings.strip_prefix('T').and_then(|rest| rest.split_once(".eps"))) {
-        ("odin", Some((temperature, noise))) => json!({
-            "temperature": temperature.parse::<f64>().expect("a temperature"),
-            "noise": noise.parse::<f64>().expect("a step"),
-        }),
-        _ => panic!("{detector}.{settings}: this test cannot tell its parameters"),
-    }
-}
-
+/// What the reference recorded, and the data and the network behind it.
 pub struct ResNetSet {
+    /// Training labels are the images' numbers modulo the number of classes.
     pub data: Arc<MemoryData>,
-    pub network: Arc<FormulaNetwork>,
+    pub network: Arc<dyn ImageNetwork>,
     pub test: MemorySplit,
     pub ood: MemorySplit,
+    /// `resnet_layers.safetensors`
+    pub references: Tensors,
+    /// `resnet_layers.json`
+    pub results: Value,
+}
+
+/// The set, built once for all tests.
+pub fn set() -> &'static ResNetSet {
+    static SET: LazyLock<ResNetSet> = LazyLock::new(ResNetSet::open);
+    &SET
 }
 
 impl ResNetSet {
     /// Builds network and images, and checks both against the stored outputs.
-    pub fn new(references: &Tensors) -> Self {
-        let classifier = classifier(&references["net.fc.bias"]);
-        let data = MemoryData {
-            n_classes: classifier.n_classes(),
-            n_features: classifier.n_features(),
-            image_size: Some((SIDE, SIDE)),
-            ..MemoryData::default()
-        };
-        let network = Arc::new(FormulaNetwork { classifier });
+    fn open() -> Self {
+        let folder = shared().join("golden/openood");
+        let references = tensors(&folder.join("resnet_layers.safetensors"));
+        let results = json(&folder.join("resnet_layers.json"));
+        let bias = &references["net.fc.bias"];
+        let n_classes = bias.dim(0).expect("a vector");
+        let classifier = network::classifier(&weights(bias), n_classes, NORMALISATION);
+        let n_features = classifier.n_features();
+        let (weight, bias) = classifier.head().expect("a head");
+        let network: Arc<dyn ImageNetwork> = Arc::new(classifier);
         let split = |name: &str, stream: &str, cubed: bool| {
             let logits = &references[&format!("{name}.logits")];
             let n = logits.dim(0).expect("a matrix");
             let images = images(stream, n, cubed);
             if name == "test" {
-                first_image_is_theirs(&images, references);
+                first_image_is_theirs(&images, &references);
             }
             let outputs = network.forward(&images, (SIDE, SIDE)).expect("a forward pass");
             let ours = |what: &str, ours: &[f32]| {
                 let key = format!("{name}.{what}");
-                let expected = numbers(references, &key);
+                let expected = numbers(&references, &key);
                 let size = expected.iter().fold(0.0f64, |max, x| max.max(x.abs()));
                 let off = expected.iter().zip(ours).map(|(a, &b)| (a - f64::from(b)).abs());
                 let off = off.fold(0.0, f64::max) / size;
@@ -82,9 +78,22 @@ impl ResNetSet {
                 images: MemoryTensor::new(images, &[n, 3, SIDE, SIDE]),
             }
         };
+        let labelled = |split: MemorySplit| {
+            let labels = (0..split.len()).map(|i| (i % n_classes) as i64).collect();
+            MemorySplit { labels, ..split }
+        };
+        let data = MemoryData {
+            n_classes,
+            n_features,
+            image_size: Some((SIDE, SIDE)),
+            head: Some(MemoryHead { weight, bias }),
+            train: labelled(split("train", "input_train", false)),
+            val: labelled(split("val", "input_val", false)),
+            val_ood: Some(split("ood_val", "input_ood_val", true)),
+        };
         let test = split("test", "input", false);
         let ood = split("ood", "input_ood", true);
-        Self { data: Arc::new(data), network, test, ood }
+        Self { data: Arc::new(data), network, test, ood, references, results }
     }
 }
 
@@ -116,106 +125,11 @@ fn images(stream: &str, n: usize, cubed: bool) -> Vec<f32> {
 }
 
 /// The weights: the formula's, but for the last layer.
-fn weights(bias: &Tensor) -> HashMap<String, Tensor> {
+pub fn weights(bias: &Tensor) -> HashMap<String, Tensor> {
     let n_classes = bias.dim(0).expect("a vector");
-    let weights = Arc::new(Mutex::new(HashMap::new()));
-    let backend: Box<dyn SimpleBackend> = Box::new(Recorder { weights: Arc::clone(&weights) });
-    ARCHITECTURE
-        .build(n_classes, VarBuilder::from_backend(backend, DType::F32, Device::Cpu))
-        .expect("a network");
-    let mut weights = std::mem::take(&mut *weights.lock().expect("nobody else holds it"));
+    let mut weights = network::formula_weights(ARCHITECTURE, n_classes);
     let head = weights["fc.weight"].affine(10.0, 0.0).expect("ten times the formula");
     weights.insert("fc.weight".to_owned(), head);
     weights.insert("fc.bias".to_owned(), bias.clone());
     weights
-}
-
-/// The classifier, loaded as a checkpoint is.
-fn classifier(bias: &Tensor) -> Classifier {
-    let n_classes = bias.dim(0).expect("a vector");
-    let bytes = safetensors::serialize(&weights(bias), None).expect("weights in f32");
-    let weights = StateDict::from_bytes(&bytes, Path::new("formula")).expect("a state dict");
-    Classifier::load(&weights, None, n_classes, NORMALISATION, &Device::Cpu).expect("a classifier")
-}
-
-/// Gives weights by formula and keeps them.
-struct Recorder {
-    weights: Arc<Mutex<HashMap<String, Tensor>>>,
-}
-
-impl SimpleBackend for Recorder {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _init: candle_nn::Init,
-        _dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor> {
-        let tensor = Tensor::from_vec(formula::weight(name, shape.dims()), shape, device)?;
-        let mut weights = self.weights.lock().expect("no thread panics while it holds it");
-        weights.insert(name.to_owned(), tensor.clone());
-        Ok(tensor)
-    }
-
-    fn get_unchecked(&self, name: &str, _dtype: DType, _device: &Device) -> Result<Tensor> {
-        candle_core::bail!("formula weight `{name}` needs a shape")
-    }
-
-    fn contains_tensor(&self, _name: &str) -> bool {
-        true
-    }
-}
-
-/// The classifier as a memory host runs it.
-pub struct FormulaNetwork {
-    classifier: Classifier,
-}
-
-fn failed(error: candle_core::Error) -> RawError {
-    RawError::new(ErrorCode::FAILED, error.to_string())
-}
-
-fn values(tensor: &Tensor) -> std::result::Result<Vec<f32>, RawError> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)
-}
-
-impl ImageNetwork for FormulaNetwork {
-    fn forward(
-        &self,
-        images: &[f32],
-        size: (usize, usize),
-    ) -> std::result::Result<ForwardOutputs, RawError> {
-        let outputs = self.classifier.forward(images, size).map_err(failed)?;
-        Ok(ForwardOutputs {
-            logits: values(&outputs.logits)?.into(),
-            features: values(&outputs.features)?.into(),
-        })
-    }
-
-    fn vjp(
-        &self,
-        images: &[f32],
-        size: (usize, usize),
-        at: &str,
-        cotangent: &[f32],
-    ) -> std::result::Result<Vec<f32>, RawError> {
-        self.classifier.vjp(images, size, at, cotangent).map_err(failed)
-    }
-
-    fn layer_names(&self) -> Vec<String> {
-        self.classifier.layer_names()
-    }
-
-    fn layer(
-        &self,
-        images: &[f32],
-        size: (usize, usize),
-        name: &str,
-    ) -> std::result::Result<MemoryTensor, RawError> {
-        let names = [name.to_owned()];
-        let mut layers = self.classifier.layers(images, size, &names).map_err(failed)?;
-        let layer = layers.remove(name).expect("the layers that were asked for");
-        Ok(MemoryTensor::new(values(&layer)?, layer.dims()))
-    }
 }

@@ -5,13 +5,10 @@ use oodbench_sdk::{Error, Head, Matrix, Result};
 use rayon::prelude::*;
 
 use super::check::{self, finite};
-use super::products::multiply;
+use super::wide::{row_products, vectorised};
 
 /// For each row, `weight` times what `change` makes of the row, in `f64`, row-major `[n, outputs]`.
 /// `change` gets a row and room for as many numbers.
-///
-/// Blocks of rows are filled up with zeros, so that a row's products do not depend on how many
-/// others there are.
 ///
 /// # Shapes
 /// `weight`: `[outputs, columns of rows]`, row-major.
@@ -21,7 +18,7 @@ pub fn products(
     outputs: usize,
     change: impl Fn(&[f32], &mut [f64]) + Sync,
 ) -> Vec<f64> {
-    /// Rows of one product: 64 x 2048 numbers stay in the cache.
+    /// Rows of one product: 64 x 512 numbers stay in the cache.
     const ROWS: usize = 64;
     let d = rows.n_cols();
     let mut out = vec![0.0; rows.n_rows() * outputs];
@@ -29,15 +26,18 @@ pub fn products(
         return out;
     }
     out.par_chunks_mut(ROWS * outputs).enumerate().for_each_init(
-        || (vec![0.0; ROWS * d], vec![0.0; ROWS * outputs]),
-        |(changed, block_out), (block, out)| {
+        || vec![0.0; ROWS * d],
+        |changed, (block, out)| {
             let n = out.len() / outputs;
-            for i in 0..n {
-                change(rows.row(block * ROWS + i), &mut changed[i * d..(i + 1) * d]);
-            }
-            changed[n * d..].fill(0.0);
-            multiply(changed, weight, d, block_out);
-            out.copy_from_slice(&block_out[..out.len()]);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for i in 0..n {
+                        change(rows.row(block * ROWS + i), &mut changed[i * d..(i + 1) * d]);
+                    }
+                },
+            );
+            row_products(&changed[..n * d], weight, d, out);
         },
     );
     out

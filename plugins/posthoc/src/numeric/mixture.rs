@@ -10,7 +10,9 @@ use faer::{Accum, Mat, MatRef, Par};
 use oodbench_sdk::{Error, Matrix, Result};
 use rayon::prelude::*;
 
-use crate::numeric::linalg::{Stored, eigen, mean, project, scatter, squared_distances};
+use crate::numeric::linalg::{
+    Stored, eigen, mean, of_projections, scatter, squared_distance, squared_distances,
+};
 use crate::numeric::random::Random;
 
 /// Rows that are worked on at a time.
@@ -29,7 +31,7 @@ const EM_TOLERANCE: f64 = 1e-3;
 pub struct Mixture {
     /// Takes features to where the covariance is the identity, `[n_features, rank]`.
     basis: Stored,
-    /// Means there, `[n_clusters, rank]`.
+    /// Means there, `[rank, n_clusters]`.
     means: Stored,
     weights: Vec<f64>,
 }
@@ -54,7 +56,7 @@ impl Mixture {
         let root = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| {
             vectors[(i, j)] * values[j].max(0.0).sqrt()
         });
-        let (basis, means) = (transform * &root, means * &root);
+        let (basis, means) = (transform * &root, root.transpose() * means.transpose());
         Ok(Self { basis: (&basis).into(), means: (&means).into(), weights: weights.to_vec() })
     }
 
@@ -79,13 +81,8 @@ impl Mixture {
         let rank = n_components.min(d);
         // Eigenvalues ascend.
         let transform = Mat::from_fn(d, rank, |i, j| vectors[(i, d - 1 - j)]);
-        let mut zs = Vec::with_capacity(n * rank);
-        for first in (0..n).step_by(ROWS) {
-            let rows = ROWS.min(n - first);
-            let part = &xs.values()[first * d..(first + rows) * d];
-            let z = project(Matrix::new(part, rows, d)?, &centre, transform.as_ref());
-            zs.extend((0..rows).flat_map(|i| (0..rank).map(move |j| (i, j))).map(|at| z[at]));
-        }
+        let rows = of_projections(xs, &centre, &(&transform).into(), |_, z| z.to_vec())?;
+        let zs = rows.concat();
         let zs = MatRef::from_row_major_slice(&zs, n, rank);
         let clusters = kmeans(zs, n_clusters, &mut Random::new(seed), &progress)?;
         let Fitted { mut means, precision, weights } =
@@ -112,14 +109,17 @@ impl Mixture {
     /// # Errors
     /// A state whose sizes do not agree with its values.
     pub fn log_densities(&self, xs: Matrix<'_>) -> Result<Vec<f64>> {
-        let zs = project(xs, &vec![0.0; xs.n_cols()], self.basis.view()?);
-        let distances = squared_distances(zs.as_ref(), self.means.view()?);
+        let (rank, n_clusters) = (self.means.view()?.nrows(), self.weights.len());
+        if self.means.view()?.ncols() != n_clusters || self.basis.view()?.ncols() != rank {
+            return Err(Error::input("the saved state holds a matrix of another size"));
+        }
         let log_weights: Vec<f64> = self.weights.iter().map(|weight| weight.ln()).collect();
-        let density = |i: usize| {
-            let terms = log_weights.iter().enumerate().map(|(k, w)| w - 0.5 * distances[(i, k)]);
-            log_sum(&terms.collect::<Vec<f64>>())
-        };
-        Ok((0..xs.n_rows()).map(density).collect())
+        let origin = vec![0.0; xs.n_cols()];
+        of_projections(xs, &origin, &self.basis, |_, z| {
+            let distance = |k: usize| squared_distance(z, self.means.column(k));
+            let term = |(k, log_weight): (usize, &f64)| log_weight - 0.5 * distance(k);
+            log_sum(&log_weights.iter().enumerate().map(term).collect::<Vec<f64>>())
+        })
     }
 }
 

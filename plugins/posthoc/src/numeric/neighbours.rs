@@ -1,123 +1,192 @@
-//! Exact nearest neighbours among unit vectors, in blocks.
+//! Exact nearest neighbours: the greatest inner products with a bank, and Euclidean distances.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatRef, Par};
 use oodbench_sdk::Matrix;
+use oodbench_sdk::serde::{Deserialize, Serialize};
 use rayon::prelude::*;
+
+use super::tiles::{Panels, scan};
+use super::wide::sum_of;
 
 /// Rows scaled to length 1; a row of zeros stays one.
 pub fn normalised(xs: Matrix<'_>) -> Vec<f32> {
-    let mut out = Vec::with_capacity(xs.values().len());
-    for row in xs.rows() {
-        let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
-        out.extend(row.iter().map(|&x| (f64::from(x) * scale) as f32));
-    }
+    let mut out = vec![0.0; xs.values().len()];
+    let rows = out.par_chunks_mut(xs.n_cols().max(1));
+    rows.enumerate().for_each(|(i, out)| normalise(xs.row(i), out));
     out
 }
 
-/// For each row of `queries`, the squared Euclidean distances to its `k`-th nearest row of `bank`,
-/// for each `k`, from 1. One search for the greatest `k` serves all, and none changes another's
-/// result. Memory is bounded by blocks of both.
-///
-/// # Shapes
-/// Returns `[k, query]`.
-///
-/// # Panics
-///
-/// When a `k` is 0 or greater than the number of rows of `bank`, or there is none.
-pub fn kth_distances(queries: Matrix<'_>, bank: Matrix<'_>, ks: &[usize]) -> Vec<f32> {
-    /// Queries and bank rows of one product: 64 x 2048 floats stay in the cache.
-    const QUERIES: usize = 64;
-    const BANK: usize = 2048;
-    let possible = 1..=bank.n_rows();
-    assert!(ks.iter().all(|k| possible.contains(k)), "k = {ks:?} of {}", bank.n_rows());
-    let greatest = *ks.iter().max().expect("at least one k");
-    let d = bank.n_cols();
-    let squares = |xs: &[f32]| xs.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32;
-    let bank_squares: Vec<f32> = bank.rows().map(squares).collect();
-    let n_blocks = queries.n_rows().div_ceil(QUERIES);
-    let blocks: Vec<Vec<f32>> = (0..n_blocks)
-        .into_par_iter()
-        .map_init(
-            || vec![0f32; QUERIES * BANK],
-            |products, block| {
-                let first = block * QUERIES;
-                let n = QUERIES.min(queries.n_rows() - first);
-                let block = &queries.values()[first * d..(first + n) * d];
-                let block = MatRef::from_row_major_slice(block, n, d);
-                let mut nearest: Vec<Smallest> = (0..n).map(|_| Smallest::new(greatest)).collect();
-                for start in (0..bank.n_rows()).step_by(BANK) {
-                    let m = BANK.min(bank.n_rows() - start);
-                    let rows = &bank.values()[start * d..(start + m) * d];
-                    let rows = MatRef::from_row_major_slice(rows, m, d);
-                    let out = faer::MatMut::from_row_major_slice_mut(&mut products[..n * m], n, m);
-                    matmul(out, Accum::Replace, block, rows.transpose(), 1.0, Par::Seq);
-                    for (nearest, dots) in nearest.iter_mut().zip(products.chunks_exact(m)) {
-                        // The query's own square is the same for all and is added at the end.
-                        for (dot, square) in dots.iter().zip(&bank_squares[start..]) {
-                            nearest.offer(square - 2.0 * dot);
-                        }
-                    }
-                }
-                let of_query = (first..first + n).zip(&mut nearest).flat_map(|(i, nearest)| {
-                    let own = squares(queries.row(i));
-                    ks.iter().map(move |&k| (nearest.kth(k) + own).max(0.0))
-                });
-                of_query.collect()
-            },
-        )
-        .collect();
-    let by_query = blocks.concat();
-    let of = |nth: usize| by_query[nth..].iter().step_by(ks.len()).copied();
-    (0..ks.len()).filter(|_| !by_query.is_empty()).flat_map(of).collect()
+/// One row scaled to length 1; a row of zeros stays one.
+pub fn normalise(row: &[f32], out: &mut [f32]) {
+    let norm = squared_norm(row).sqrt();
+    let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
+    for (out, &x) in out.iter_mut().zip(row) {
+        *out = (f64::from(x) * scale) as f32;
+    }
 }
 
-/// Keeps the `k` smallest values of a stream: a buffer of twice as many, cut down when full.
-pub struct Smallest {
+/// The sum of squares.
+pub fn squared_norm(row: &[f32]) -> f64 {
+    sum_of(row, |x| f64::from(x) * f64::from(x))
+}
+
+/// Rows that neighbours are looked for among.
+///
+/// Each row `b` is followed by `-|b|^2 / 2` and each query `q` by 1: the nearest rows are those of
+/// the greatest product `q . b - |b|^2 / 2`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(crate = "oodbench_sdk::serde")]
+pub struct Bank {
+    panels: Panels,
+}
+
+impl Bank {
+    /// A bank of `n_rows` rows of `n_features` numbers, each of which `fill` writes.
+    pub fn new(n_rows: usize, n_features: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let fill = |i: usize, row: &mut [f32]| {
+            let (last, row) = row.split_last_mut().expect("room for one more");
+            fill(i, row);
+            *last = (-0.5 * squared_norm(row)) as f32;
+        };
+        Self { panels: Panels::new(n_rows, n_features + 1, fill) }
+    }
+
+    /// A bank of the rows scaled to length 1.
+    pub fn normalised(xs: Matrix<'_>) -> Self {
+        Self::new(xs.n_rows(), xs.n_cols(), |i, row| normalise(xs.row(i), row))
+    }
+
+    /// Number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.panels.n_rows()
+    }
+
+    /// Numbers of a row.
+    pub fn n_features(&self) -> usize {
+        self.panels.depth().saturating_sub(1)
+    }
+
+    /// For each query, the squared Euclidean distances to its `k`-th nearest row, for each `k`,
+    /// from 1. One search for the greatest `k` serves all, and none changes another's result.
+    ///
+    /// Which row that is follows from products in `f32`, in which rows that are equally far but for
+    /// 1e-6 may change places; its distance is computed from the rows in `f64`.
+    ///
+    /// # Shapes
+    /// `queries`: `[n, n_features]`; returns `[k, query]`.
+    ///
+    /// # Panics
+    ///
+    /// When a `k` is 0 or greater than the number of rows, or there is none, or queries have
+    /// another number of columns.
+    pub fn kth_distances(&self, queries: Matrix<'_>, ks: &[usize]) -> Vec<f32> {
+        let possible = 1..=self.n_rows();
+        assert!(ks.iter().all(|k| possible.contains(k)), "k = {ks:?} of {}", self.n_rows());
+        let greatest = *ks.iter().max().expect("at least one k");
+        let by_query = self.scan(
+            queries,
+            || Greatest::new(greatest),
+            Greatest::offer,
+            |i, mut nearest| {
+                let distance = |&k: &usize| self.squared_distance(nearest.kth(k), queries.row(i));
+                ks.iter().map(distance).map(|distance| distance as f32).collect::<Vec<f32>>()
+            },
+        );
+        (0..ks.len()).flat_map(|nth| by_query.iter().map(move |of_query| of_query[nth])).collect()
+    }
+
+    /// Shows each query `q` its products `q . b - |b|^2 / 2` with the rows, as [`scan`] does.
+    ///
+    /// # Panics
+    ///
+    /// When queries have another number of columns.
+    pub fn scan<S, R: Send>(
+        &self,
+        queries: Matrix<'_>,
+        init: impl Fn() -> S + Sync,
+        visit: impl Fn(&mut S, usize, &[f32]) + Sync,
+        end: impl Fn(usize, S) -> R + Sync,
+    ) -> Vec<R> {
+        let d = self.n_features();
+        assert_eq!(queries.n_cols(), d, "columns of queries");
+        let fill = |i: usize, row: &mut [f32]| {
+            row[..d].copy_from_slice(queries.row(i));
+            row[d] = 1.0;
+        };
+        scan(queries.n_rows(), &self.panels, fill, init, visit, end)
+    }
+
+    /// The squared Euclidean distance of a row to a query.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row.
+    pub fn squared_distance(&self, row: usize, query: &[f32]) -> f64 {
+        let pairs = self.panels.row(row).zip(query);
+        pairs.map(|(b, &q)| (f64::from(b) - f64::from(q)).powi(2)).sum()
+    }
+}
+
+/// Keeps the `k` greatest of a query's products with a bank, the first of equal ones: a buffer of
+/// twice as many, cut down when full.
+pub struct Greatest {
     k: usize,
-    buffer: Vec<f32>,
-    /// No value above it can be among the smallest.
+    /// Products and the rows that they are with.
+    buffer: Vec<(f32, u32)>,
+    /// Nothing up to it can be among the greatest.
     bound: f32,
 }
 
-impl Smallest {
+impl Greatest {
     /// None so far.
+    ///
+    /// # Panics
+    ///
+    /// When `k` is 0.
     pub fn new(k: usize) -> Self {
-        Self { k, buffer: Vec::with_capacity(2 * k), bound: f32::INFINITY }
+        assert!(k > 0, "at least one product is kept");
+        Self { k, buffer: Vec::with_capacity(2 * k), bound: f32::NEG_INFINITY }
     }
 
-    /// The next value of the stream.
-    pub fn offer(&mut self, value: f32) {
+    /// The next products, with the rows from `first`.
+    pub fn offer(&mut self, first: usize, products: &[f32]) {
         // A NaN is kept, so that it shows in the result.
-        if value > self.bound {
+        let passes = |product: f32, bound: f32| (product > bound) | product.is_nan();
+        // Most often nothing does, which is found out without a jump for each.
+        let bound = self.bound;
+        if products.iter().map(|&product| u32::from(passes(product, bound))).sum::<u32>() == 0 {
             return;
         }
-        self.buffer.push(value);
-        if self.buffer.len() == 2 * self.k {
-            self.cut();
+        for (row, &product) in (first..).zip(products) {
+            if passes(product, self.bound) {
+                self.buffer.push((product, row as u32));
+                if self.buffer.len() == 2 * self.k {
+                    self.cut();
+                }
+            }
         }
+    }
+
+    /// Greater products first, then rows in order.
+    fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+        b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
     }
 
     fn cut(&mut self) {
-        let (_, &mut kth, _) = self.buffer.select_nth_unstable_by(self.k - 1, f32::total_cmp);
+        let (_, &mut (kth, _), _) = self.buffer.select_nth_unstable_by(self.k - 1, Self::order);
         self.buffer.truncate(self.k);
         self.bound = kth;
     }
 
-    /// The smallest in ascending order, as many as there are, up to `k`.
-    pub fn sorted(mut self) -> Vec<f32> {
-        self.buffer.sort_unstable_by(f32::total_cmp);
-        self.buffer.truncate(self.k);
-        self.buffer
+    /// The row of the `k`-th greatest product, for a `k` of at most as many as are kept.
+    fn kth(&mut self, k: usize) -> usize {
+        self.buffer.select_nth_unstable_by(k - 1, Self::order).1.1 as usize
     }
 
-    /// The `k`-th smallest of all, for a `k` of at most as many as are kept.
-    fn kth(&mut self, k: usize) -> f32 {
-        if self.buffer.iter().any(|value| value.is_nan()) {
-            return f32::NAN;
-        }
-        *self.buffer.select_nth_unstable_by(k - 1, f32::total_cmp).1
+    /// The products in descending order, as many as there are, up to `k`.
+    pub fn sorted(mut self) -> Vec<f32> {
+        self.buffer.sort_unstable_by(Self::order);
+        self.buffer.truncate(self.k);
+        self.buffer.into_iter().map(|(product, _)| product).collect()
     }
 }
 
@@ -132,21 +201,41 @@ mod tests {
         let queries: Vec<f32> = (0..n * d).map(value).collect();
         let bank: Vec<f32> = (0..m * d).map(|i| value(i * 3 + 1)).collect();
         let queries = Matrix::new(&queries, n, d).unwrap();
-        let bank = Matrix::new(&bank, m, d).unwrap();
+        let rows = Matrix::new(&bank, m, d).unwrap();
+        let bank = Bank::new(m, d, |i, row| row.copy_from_slice(rows.row(i)));
         let ks = [50, 1, m, 2];
-        let together = kth_distances(queries, bank, &ks);
+        let together = bank.kth_distances(queries, &ks);
         for (k, together) in ks.into_iter().zip(together.chunks_exact(n)) {
-            let got = kth_distances(queries, bank, &[k]);
+            let got = bank.kth_distances(queries, &[k]);
             assert_eq!(got, together, "k {k}");
             for (i, got) in got.iter().enumerate() {
-                let mut all: Vec<f32> = bank
+                let mut all: Vec<f32> = rows
                     .rows()
                     .map(|b| b.iter().zip(queries.row(i)).map(|(x, y)| (x - y).powi(2)).sum())
                     .collect();
                 all.sort_by(f32::total_cmp);
-                assert!((got - all[k - 1]).abs() < 1e-5, "k {k}: {got} {}", all[k - 1]);
+                assert!((got - all[k - 1]).abs() < 1e-6, "k {k}: {got} {}", all[k - 1]);
             }
         }
+    }
+
+    #[test]
+    fn an_image_of_the_bank_is_at_no_distance() {
+        let values: Vec<f32> = (0..40 * 300).map(|i| (i * 7919 % 1013) as f32).collect();
+        let xs = Matrix::new(&values, 40, 300).unwrap();
+        let queries = normalised(xs);
+        let queries = Matrix::new(&queries, 40, 300).unwrap();
+        assert_eq!(Bank::normalised(xs).kth_distances(queries, &[1]), [0.0; 40]);
+    }
+
+    #[test]
+    fn the_first_of_equal_products_are_kept() {
+        let mut greatest = Greatest::new(2);
+        for (first, products) in [(0, [1.0, 3.0]), (2, [3.0, 3.0]), (4, [2.0, 3.0])] {
+            greatest.offer(first, &products);
+        }
+        assert_eq!((greatest.kth(1), greatest.kth(2)), (1, 2));
+        assert_eq!(greatest.sorted(), [3.0, 3.0]);
     }
 
     #[test]
