@@ -6,13 +6,13 @@
 //! `far` is `null` then, so that no script takes the one for the other.
 
 use oodbench_metrics::OodMetrics;
-use oodbench_record::{CellState, Classifier, ListedSet, Machine, MissingSet, PackId};
+use oodbench_record::{CellState, Classifier, ListedSet, Machine, MissingSet, PackId, Warning};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::ReportError;
 use crate::figures::one_line;
-use crate::leaderboard::{Group, Leaderboard, Mark};
+use crate::leaderboard::{Group, Leaderboard};
 use crate::row::Row;
 use crate::search::SearchTable;
 
@@ -35,8 +35,19 @@ struct File<'a> {
     /// Why no number is the benchmark's own.
     marks: Vec<String>,
     missing: &'a [MissingSet],
+    /// Everything that a reader should know, marks included.
+    warnings: Vec<JsonWarning<'a>>,
     sets: Vec<Set<'a>>,
     rows: Vec<JsonRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonWarning<'a> {
+    kind: &'static str,
+    /// The row that it is about; `null` for the whole run.
+    label: Option<&'a str>,
+    cause: String,
+    remedy: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -149,8 +160,9 @@ pub fn render(board: &Leaderboard) -> Result<String, ReportError> {
         limit: manifest.limit,
         full_spectrum: manifest.full_spectrum,
         machine: &manifest.machine,
-        marks: board.marks.iter().map(Mark::text).collect(),
+        marks: board.marks.iter().map(Warning::cause).collect(),
         missing: &manifest.missing,
+        warnings: board.marks.iter().chain(&board.warnings).map(warning).collect(),
         sets: board.sets.iter().map(set).collect(),
         rows: board.rows.iter().map(|row| json_row(board, row)).collect(),
     };
@@ -158,6 +170,15 @@ pub fn render(board: &Leaderboard) -> Result<String, ReportError> {
         serde_json::to_string_pretty(&file).map_err(ReportError::layout("leaderboard.json"))?;
     text.push('\n');
     Ok(text)
+}
+
+fn warning(warning: &Warning) -> JsonWarning<'_> {
+    JsonWarning {
+        kind: warning.kind(),
+        label: warning.label(),
+        cause: one_line(&warning.cause()),
+        remedy: warning.remedy(),
+    }
 }
 
 fn set(set: &crate::ScoredSet) -> Set<'_> {
@@ -296,6 +317,7 @@ mod tests {
   },
   "marks": [],
   "missing": [],
+  "warnings": [],
   "sets": [
     {
       "role": "id-test",

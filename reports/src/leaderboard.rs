@@ -1,51 +1,18 @@
 //! What a run found, computed from its raw scores: what every exporter lays out.
 
 mod sets;
+mod warnings;
 
 use std::cmp::Ordering;
 
 use oodbench_metrics::{OodMetrics, accuracy};
-use oodbench_record::{CellState, PlannedDetector, RunFolder, RunManifest, SetRef};
+use oodbench_record::{CellState, PlannedDetector, RunFolder, RunManifest, SetRef, Warning};
 
 use crate::error::ReportError;
-use crate::figures::listed;
 use crate::row::{Row, Status};
 use crate::search::SearchTable;
 
 pub use sets::{Group, GroupSets, ScoredSet};
-
-/// Why no number of a leaderboard is the benchmark's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// Sets of the benchmark are missing.
-    Incomplete {
-        /// Which.
-        missing: Vec<SetRef>,
-    },
-    /// Sets were scored in part.
-    Limited {
-        /// The `--limit` of the run.
-        limit: Option<usize>,
-    },
-}
-
-impl Mark {
-    /// One line that says so.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Incomplete { missing } => format!("incomplete: missing {}", listed(missing)),
-            Self::Limited { limit: Some(1) } => {
-                "limited to 1 image a set: not comparable".to_owned()
-            }
-            Self::Limited { limit: Some(limit) } => {
-                format!("limited to {limit} images a set: not comparable")
-            }
-            Self::Limited { limit: None } => {
-                "limited to a part of the images: not comparable".to_owned()
-            }
-        }
-    }
-}
 
 /// The status of a row as reports show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,18 +21,6 @@ pub struct Standing {
     pub word: &'static str,
     /// One line: why; empty for a row that is done.
     pub reason: String,
-}
-
-/// A row that is worse than guessing on a set, which mostly means that its scores are the wrong way
-/// round.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BelowChance<'a> {
-    /// The row.
-    pub label: &'a str,
-    /// The OOD set.
-    pub set: &'a SetRef,
-    /// Its AUROC, under 0.5.
-    pub auroc: f64,
 }
 
 /// What a run found.
@@ -85,7 +40,9 @@ pub struct Leaderboard {
     /// Of all ID images, the fraction that the classifier gets right.
     pub accuracy: Option<f64>,
     /// Why its numbers are not the benchmark's own; empty for a full run.
-    pub marks: Vec<Mark>,
+    pub marks: Vec<Warning>,
+    /// Everything else that a reader should know: of the run, then of the rows in their order.
+    pub warnings: Vec<Warning>,
     /// Ranked by near-OOD AUROC, then far-OOD AUROC, then label; what has no scores comes last, in
     /// the planned order.
     pub rows: Vec<Row>,
@@ -132,6 +89,7 @@ impl Leaderboard {
             far: group(Group::Far),
             accuracy: None,
             marks: Vec::new(),
+            warnings: Vec::new(),
             rows: Vec::new(),
             sets: Vec::new(),
             manifest: manifest.clone(),
@@ -140,7 +98,7 @@ impl Leaderboard {
             |set: &SetRef| is_id(set) || Group::ALL.iter().any(|group| set.role == group.role());
         let missing = missing(&counts);
         if !missing.is_empty() {
-            board.marks.push(Mark::Incomplete { missing });
+            board.marks.push(Warning::Incomplete { missing });
         }
         board.sets = sets;
         board.accuracy = board.id_accuracy();
@@ -151,10 +109,11 @@ impl Leaderboard {
         let is_limited = |set: &ScoredSet| set.listed.n_images < set.listed.of_images;
         let mut searches = board.rows.iter().filter_map(|row| row.search.as_ref());
         if board.sets.iter().any(is_limited) || searches.any(SearchTable::is_limited) {
-            board.marks.push(Mark::Limited { limit: manifest.limit });
+            board.marks.push(Warning::Limited { limit: manifest.limit });
         }
         // The sort is stable, which keeps the planned order of rows without scores.
         board.rows.sort_by(by_rank);
+        board.warnings = warnings::of(&board);
         Ok(board)
     }
 
@@ -184,23 +143,13 @@ impl Leaderboard {
         }
     }
 
-    /// Every row and OOD set with an AUROC under 0.5, in the order of the rows.
-    pub fn below_chance(&self) -> impl Iterator<Item = BelowChance<'_>> {
-        self.rows.iter().flat_map(move |row| {
-            self.ood_sets().filter_map(move |(place, set)| {
-                let auroc = row.metrics[place].auroc.filter(|&auroc| auroc < 0.5)?;
-                Some(BelowChance { label: &row.label, set: &set.listed.set, auroc })
-            })
-        })
-    }
-
     /// The status of a row, with the marks of the run.
     pub fn standing(&self, row: &Row) -> Standing {
         let mut reasons = vec![row.status.reason().to_owned()];
         let mut word = row.status.word();
         if row.status.is_ranked() && !self.marks.is_empty() {
             word = Status::Partial { reason: String::new() }.word();
-            reasons.extend(self.marks.iter().map(Mark::text));
+            reasons.extend(self.marks.iter().map(Warning::cause));
         }
         reasons.retain(|reason| !reason.is_empty());
         Standing { word, reason: reasons.join("; ") }

@@ -23,6 +23,7 @@ mod error;
 mod figures;
 #[cfg(test)]
 mod fixture;
+pub mod html;
 pub mod json;
 mod leaderboard;
 pub mod markdown;
@@ -33,7 +34,7 @@ pub mod terminal;
 mod write;
 
 pub use error::ReportError;
-pub use leaderboard::{BelowChance, Group, GroupSets, Leaderboard, Mark, ScoredSet, Standing};
+pub use leaderboard::{Group, GroupSets, Leaderboard, ScoredSet, Standing};
 pub use row::{Row, RowCost, Status};
 pub use search::{SearchTable, Tried};
 pub use write::{Written, write_all};

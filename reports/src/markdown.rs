@@ -8,7 +8,7 @@ use oodbench_record::ListedSet;
 use serde_json::{Map, Value};
 
 use crate::figures::{ABSENT, listed, megabytes, number, one_line, or_absent, percent, speed};
-use crate::leaderboard::{Group, Leaderboard, Mark};
+use crate::leaderboard::{Group, Leaderboard};
 use crate::row::{Row, Status};
 
 const DECIMALS: usize = 2;
@@ -102,7 +102,7 @@ fn notes(board: &Leaderboard, page: &mut String) {
     }
     put(page, "");
     let mut lines: Vec<String> =
-        board.marks.iter().map(|mark: &Mark| format!("**{}**", text(&mark.text()))).collect();
+        board.marks.iter().map(|mark| format!("**{}**", text(&mark.cause()))).collect();
     for missing in &board.manifest.missing {
         let set = text(&missing.set.to_string());
         lines.push(format!("{set} is missing: {}", text(&missing.reason)));
@@ -250,21 +250,12 @@ fn searches(board: &Leaderboard, page: &mut String) {
 }
 
 fn warnings(board: &Leaderboard, page: &mut String) {
-    let mut lines: Vec<String> = board
-        .below_chance()
-        .map(|found| {
-            let (label, set) = (text(found.label), text(&found.set.to_string()));
-            let auroc = percent(Some(found.auroc), DECIMALS);
-            format!("- {label}: AUROC {auroc} on {set}, worse than chance: is its sign right?")
-        })
-        .collect();
-    for row in &board.rows {
-        let said = row.warnings.iter();
-        lines.extend(said.map(|warning| format!("- {}: {}", text(&row.label), text(warning))));
+    if board.warnings.is_empty() {
+        return;
     }
-    if !lines.is_empty() {
-        section(page, "Warnings");
-        put(page, lines.join("\n"));
+    section(page, "Warnings");
+    for warning in &board.warnings {
+        put(page, format!("- {}", text(&warning.to_string())));
     }
 }
 
@@ -439,7 +430,7 @@ Chosen: temperature = 1, of 3 combinations, on id-val/digits (2 images) and ood-
         run.ood("near", "letters", 1);
         run.detector("a|b", &[&[0.1, 0.2, 0.2, 0.4], &[0.0]]);
         let page = render(&run.board());
-        let expected = "\n## Warnings\n\n- a\\|b: AUROC 0.00 on near/letters, worse than chance: is its sign right?\n";
+        let expected = "\n## Warnings\n\n- a\\|b: AUROC 0.00 % on near/letters, worse than guessing; are its scores the wrong way round? higher must mean more out-of-distribution\n";
         assert!(page.ends_with(expected), "{page}");
     }
 }

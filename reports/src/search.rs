@@ -183,8 +183,7 @@ fn write(board: &Leaderboard, writer: &mut ::csv::Writer<Vec<u8>>) -> Result<(),
 mod tests {
     use super::*;
     use crate::fixture::{TestRun, set};
-    use crate::leaderboard::Mark;
-    use oodbench_record::Outcome;
+    use oodbench_record::{Outcome, Warning};
 
     const ID: &[f32] = &[0.0, 0.25];
 
@@ -231,7 +230,7 @@ msp,"{""temperature"":2}",true,id-val/digits,ood-val/words,100.0000,0.0000,100.0
         assert_eq!(run.board().marks, []);
         run.manifest.limit = Some(2);
         run.manifest.detectors[0].search.as_mut().unwrap().id.of_images = 9;
-        assert_eq!(run.board().marks, [Mark::Limited { limit: Some(2) }]);
+        assert_eq!(run.board().marks, [Warning::Limited { limit: Some(2) }]);
     }
 
     #[test]

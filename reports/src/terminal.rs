@@ -44,7 +44,7 @@ pub fn render(board: &Leaderboard, width: usize, styled: bool) -> String {
     let mut notes: Vec<String> = board
         .marks
         .iter()
-        .map(|mark| paint(&one_line(&mark.text()), Style::new().yellow()))
+        .map(|mark| paint(&one_line(&mark.cause()), Style::new().yellow()))
         .collect();
     let partial: Vec<_> = Group::ALL
         .map(|group| board.group(group))

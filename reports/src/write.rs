@@ -7,7 +7,7 @@ use oodbench_record::{RecordError, RunFolder, write_atomically};
 
 use crate::error::ReportError;
 use crate::leaderboard::Leaderboard;
-use crate::{csv, json, markdown, scores, search};
+use crate::{csv, html, json, markdown, scores, search};
 
 /// Where the reports lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Written {
     pub markdown: PathBuf,
     /// `leaderboard.json`.
     pub json: PathBuf,
+    /// `leaderboard.html`.
+    pub html: PathBuf,
     /// `search.csv`; absent for a run without a search.
     pub search: Option<PathBuf>,
     /// `scores/LABEL.csv` of each row that has scores, in the order of the rows.
@@ -35,6 +37,7 @@ pub fn write_all(board: &Leaderboard, run: &RunFolder) -> Result<Written, Report
         csv: root.join("leaderboard.csv"),
         markdown: root.join("leaderboard.md"),
         json: root.join("leaderboard.json"),
+        html: root.join("leaderboard.html"),
         search: None,
         scores: Vec::new(),
     };
@@ -60,6 +63,7 @@ pub fn write_all(board: &Leaderboard, run: &RunFolder) -> Result<Written, Report
     write_atomically(&written.csv, csv::render(board)?.as_bytes())?;
     write_atomically(&written.markdown, markdown::render(board).as_bytes())?;
     write_atomically(&written.json, json::render(board)?.as_bytes())?;
+    write_atomically(&written.html, html::render(board).as_bytes())?;
     Ok(written)
 }
 
@@ -81,7 +85,7 @@ mod tests {
     fn writing_twice_gives_the_same_bytes() {
         let run = TestRun::small();
         let read = |written: &Written| -> Vec<Vec<u8>> {
-            let one = [&written.csv, &written.markdown, &written.json];
+            let one = [&written.csv, &written.markdown, &written.json, &written.html];
             one.into_iter()
                 .chain(&written.scores)
                 .map(|path| std::fs::read(path).unwrap())

@@ -55,5 +55,6 @@ pub use crate::{
     group::{Spread, group_mean, over_seeds},
     ood_metrics::OodMetrics,
     ranked::{Positive, RankedScores},
+    roc::RocPoint,
     score::Score,
 };

@@ -5,7 +5,28 @@ use crate::{
     ranked::{Positive, RankedScores},
 };
 
+/// A point of a ROC curve, both as fractions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RocPoint {
+    /// The false positive rate.
+    pub fpr: f64,
+    /// The true positive rate.
+    pub tpr: f64,
+}
+
 impl RankedScores {
+    /// The ROC curve: (0, 0), then a point for each distinct score, strictest first; the last is
+    /// (1, 1). Nothing without images on both sides.
+    pub fn roc(&self, positive: Positive) -> impl Iterator<Item = RocPoint> + '_ {
+        let (n_positive, n_negative) = self.totals(positive);
+        let points = self.curve(positive).map(move |(true_positives, false_positives)| RocPoint {
+            fpr: f64::from(false_positives) / f64::from(n_negative),
+            tpr: f64::from(true_positives) / f64::from(n_positive),
+        });
+        let whole = std::iter::once(RocPoint { fpr: 0.0, tpr: 0.0 }).chain(points);
+        whole.take(if self.is_comparable() { usize::MAX } else { 0 })
+    }
+
     /// The area under the ROC curve: the probability that an OOD image scores above an ID image, ties
     /// counting one half. It is the same whichever side is positive. `None` without images on both
     /// sides.
@@ -118,6 +139,18 @@ mod tests {
 
     fn ranked(id: &[f64], ood: &[f64]) -> RankedScores {
         RankedScores::new(id, ood).unwrap()
+    }
+
+    #[test]
+    fn the_curve_goes_from_corner_to_corner() {
+        let points = |id: &[f64], ood: &[f64]| -> Vec<[f64; 2]> {
+            ranked(id, ood).roc(Positive::Ood).map(|point| [point.fpr, point.tpr]).collect()
+        };
+        assert_eq!(
+            points(&[1.0, 2.0], &[2.0, 3.0]),
+            [[0.0, 0.0], [0.0, 0.5], [0.5, 1.0], [1.0, 1.0]]
+        );
+        assert!(points(&[], &[1.0]).is_empty() && points(&[1.0], &[]).is_empty());
     }
 
     #[track_caller]

@@ -82,7 +82,7 @@ impl RunFolder {
         let path = self.set_path(set);
         let file: SetFile = read_json(&path, |file: &SetFile| file.schema)?;
         let n = file.ids.len();
-        if file.labels.len() != n || file.predictions.len() != n {
+        if file.labels.len() != n || ![0, n].contains(&file.predictions.len()) {
             let got = format!("{} and {}", file.labels.len(), file.predictions.len());
             return Err(RecordError::malformed(&path, format!("{n} labels and predictions"), got));
         }

@@ -20,6 +20,7 @@ mod error;
 mod folder;
 mod manifest;
 mod search;
+mod warning;
 mod write;
 
 pub use cell::{Cost, Failure, Outcome, PackId, Record, SetRef};
@@ -29,6 +30,7 @@ pub use manifest::{
     Classifier, ListedSet, Machine, MissingSet, PlannedCell, PlannedDetector, RunManifest, SetFile,
 };
 pub use search::{Combination, Search};
+pub use warning::{SweepEnd, Warning};
 pub use write::{partial_file, write_atomically};
 
 /// The version of everything in a run folder.

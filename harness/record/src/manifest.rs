@@ -29,6 +29,9 @@ pub struct RunManifest {
     pub sets: Vec<ListedSet>,
     /// The sets that the benchmark has and the run has not.
     pub missing: Vec<MissingSet>,
+    /// What was noticed about what the run was given, each one line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The detectors, in the order in which they are listed.
     pub detectors: Vec<PlannedDetector>,
     /// The version of oodbench.
@@ -40,18 +43,28 @@ pub struct RunManifest {
 /// The classifier of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Classifier {
-    /// The file's name, or `embedded`.
+    /// The file's name, or `embedded`; of exported features their folder's.
     pub name: String,
-    /// The architecture.
+    /// The architecture; `exported` where only features are known of it.
     pub arch: String,
-    /// BLAKE3 of the weights.
+    /// BLAKE3 of the weights; of exported features that of the last layer, the numbers of classes
+    /// and features, and the kind of device.
     pub blake3: String,
-    /// Mean that images are normalised by.
-    pub mean: [f32; 3],
-    /// Standard deviation that images are normalised by.
-    pub std: [f32; 3],
+    /// Mean that images are normalised by; absent where no images were looked at, but features
+    /// that another program exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<[f32; 3]>,
+    /// Standard deviation that images are normalised by; absent as `mean`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<[f32; 3]>,
     /// Number of features.
     pub n_features: usize,
+    /// Number of classes, where the run noted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_classes: Option<usize>,
+    /// The accuracy that its authors state of it, a fraction, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stated_accuracy: Option<f64>,
 }
 
 /// A set that is scored.
@@ -122,7 +135,8 @@ pub struct Machine {
     pub device: String,
 }
 
-/// What is known of the images of a set, `sets/ROLE-NAME.json`. All lists have the same length.
+/// What is known of the images of a set, `sets/ROLE-NAME.json`. All lists have the same length,
+/// but for predictions that are not known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetFile {
     /// [`crate::SCHEMA`].
@@ -133,6 +147,6 @@ pub struct SetFile {
     pub ids: Vec<String>,
     /// Classes; -1 where there is none.
     pub labels: Vec<i64>,
-    /// The class that the classifier predicts.
+    /// The class that the classifier predicts; empty where its logits are not known.
     pub predictions: Vec<i64>,
 }

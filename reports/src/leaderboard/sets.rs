@@ -91,6 +91,8 @@ impl ScoredSet {
             });
         }
         let accuracy = match &images {
+            // Features without logits: nothing is predicted.
+            Some(images) if images.predictions.is_empty() => None,
             Some(images) => accuracy(&images.predictions, &images.labels).map_err(|source| {
                 ReportError::Metrics {
                     label: "accuracy".to_owned(),

@@ -21,7 +21,7 @@ fn metrics_are_those_of_the_scores() {
     assert_eq!(board.accuracy, Some(0.75));
     let cost = msp.cost.as_ref().unwrap();
     assert_eq!((cost.fit_s, cost.score_images_per_s), (0.25, Some(9.0 / 1.5)));
-    assert!(board.marks.is_empty() && board.below_chance().next().is_none());
+    assert!(board.marks.is_empty() && board.warnings.is_empty());
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_missing_set_marks_the_average_of_its_group_alone() {
     run.missing("far", "svhn");
     let board = run.board();
     assert!(board.far.is_partial() && !board.near.is_partial());
-    assert_eq!(board.marks[0].text(), "incomplete: missing far/svhn");
+    assert_eq!(board.marks[0].cause(), "incomplete: missing far/svhn");
     assert_eq!(board.rows[0].far.auroc, Some(1.0));
     assert_eq!(board.standing(&board.rows[0]).word, "partial");
 }
@@ -105,7 +105,7 @@ fn sets_that_no_number_rests_on_do_not_mark_them() {
     assert!(run.board().marks.is_empty());
     run.manifest.full_spectrum = true;
     let board = run.board();
-    assert_eq!(board.marks[0].text(), "incomplete: missing csid/corrupted");
+    assert_eq!(board.marks[0].cause(), "incomplete: missing csid/corrupted");
     assert!(board.near.is_partial() && board.far.is_partial());
 }
 
@@ -116,7 +116,7 @@ fn a_limited_run_is_marked() {
     assert!(run.board().marks.is_empty(), "no set has more than 4 images");
     run.manifest.sets[0].of_images = 10;
     let board = run.board();
-    assert_eq!(board.marks[0].text(), "limited to 4 images a set: not comparable");
+    assert_eq!(board.marks[0].cause(), "limited to 4 images a set: not comparable");
     assert_eq!(board.standing(&board.rows[0]).word, "partial");
 }
 
@@ -180,9 +180,12 @@ fn worse_than_chance_is_listed() {
     run.detector("constant", &[&[1.0; 4], &[1.0], &[1.0]]);
     run.detector("upside-down", &[ID, &[0.3], &[0.0]]);
     let board = run.board();
-    let found: Vec<_> = board.below_chance().collect();
-    let far = set("far", "noise");
-    assert_eq!(found, [BelowChance { label: "upside-down", set: &far, auroc: 0.0 }]);
+    let expected = Warning::BelowChance {
+        label: "upside-down".to_owned(),
+        set: set("far", "noise"),
+        auroc: 0.0,
+    };
+    assert_eq!(board.warnings, [expected]);
 }
 
 #[test]
