@@ -1,15 +1,12 @@
 //! Builds the binary and its packs, and stages the packs.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
-
-use anyhow::Context;
 
 use crate::command::{Step, say};
+use crate::own;
 use crate::stage::stage;
-use crate::workspace::{BINARY, OUT_OF_TREE, PACKS, Profile, Workspace, library};
+use crate::workspace::{BINARY, PACKS, Profile, Workspace, library};
 
 /// Features of cargo that xtask understands; other values of `--features` are the binary's.
 const FEATURES: &[&str] = &["cuda", "cudnn"];
@@ -51,10 +48,14 @@ pub(crate) fn with_features(workspace: &Workspace, features: &[String]) -> Works
 }
 
 /// The command that builds the binary and its packs for use.
-fn release_step(workspace: &Workspace, features: &[String], quiet: bool) -> Step {
-    let mut step = Step::new(&workspace.cargo)
-        .args(["build", "--release", "--locked", "-p", BINARY])
-        .args(PACKS.iter().flat_map(|(package, _)| ["-p", package]));
+fn build_step(workspace: &Workspace, features: &[String], quiet: bool) -> Step {
+    let step = Step::new(&workspace.cargo);
+    let mut step = match workspace.profile {
+        Profile::Release => step
+            .args(["build", "--release", "--locked", "-p", BINARY])
+            .args(PACKS.iter().flat_map(|(package, _)| ["-p", package])),
+        Profile::Dev => everything(step),
+    };
     if !features.is_empty() {
         step = step.args(["--features", &features.join(",")]);
     }
@@ -64,16 +65,23 @@ fn release_step(workspace: &Workspace, features: &[String], quiet: bool) -> Step
     step.arg("--target-dir").arg(&workspace.target).folder(&workspace.root)
 }
 
-/// Builds the binary and its packs in release and stages the packs; gives cargo's exit code.
-pub(crate) fn release(workspace: &Workspace, features: &[String]) -> anyhow::Result<u8> {
-    if !workspace.binary(Profile::Release).exists() {
+/// The whole workspace, because cargo chooses the features of third-party crates by what is built
+/// together: a selection would be compiled apart from what the tests link. Without xtask, which
+/// is running and cannot be replaced everywhere.
+pub(crate) fn everything(cargo: Step) -> Step {
+    cargo.args(["build", "--workspace", "--exclude", "xtask", "--locked"])
+}
+
+/// Builds the binary and its packs and stages the packs; gives cargo's exit code.
+pub(crate) fn build(workspace: &Workspace, features: &[String]) -> anyhow::Result<u8> {
+    if !workspace.binary(workspace.profile).exists() {
         say("building oodbench and its detector packs: minutes the first time, seconds after that");
     }
     // On a terminal cargo shows how far it is; elsewhere its list of crates helps nobody.
     let quiet = !std::io::stderr().is_terminal();
-    let code = release_step(workspace, features, quiet).run()?;
+    let code = build_step(workspace, features, quiet).run()?;
     if code == 0 {
-        stage_packs(workspace, Profile::Release)?;
+        stage_packs(workspace, workspace.profile)?;
     }
     Ok(code)
 }
@@ -87,44 +95,7 @@ pub(crate) fn stage_packs(workspace: &Workspace, profile: Profile) -> anyhow::Re
     Ok(())
 }
 
-/// The command that builds a pack outside of the workspace, with a target directory of its own, as
-/// its author would build it.
-pub(crate) fn out_of_tree_step(workspace: &Workspace, name: &str, profile: Profile) -> Step {
-    let folder = workspace.root.join("plugins").join(name);
-    let step = Step::new(&workspace.cargo).args(["build", "--manifest-path"]);
-    let step = step.arg(folder.join("Cargo.toml")).arg("--target-dir").arg(folder.join("target"));
-    match profile {
-        Profile::Dev => step,
-        Profile::Release => step.arg("--release"),
-    }
-    .folder(&workspace.root)
-}
-
-/// The libraries that were built for a pack outside of the workspace.
-fn out_of_tree_libraries(
-    workspace: &Workspace,
-    name: &str,
-    profile: Profile,
-) -> anyhow::Result<Vec<PathBuf>> {
-    let folder = workspace.root.join("plugins").join(name).join("target").join(profile.folder());
-    let reading = || format!("read `{}`", folder.display());
-    let entries = fs::read_dir(&folder).with_context(reading)?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.with_context(reading)?.path();
-        if is_library(&path) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-fn is_library(path: &Path) -> bool {
-    path.is_file() && path.to_string_lossy().ends_with(std::env::consts::DLL_SUFFIX)
-}
-
-/// `cargo xtask plugins`: every pack, staged for the release binary; gives cargo's exit code.
+/// `cargo xtask plugins`: every pack, staged for the binary; gives cargo's exit code.
 pub(crate) fn plugins(workspace: &Workspace, args: Vec<OsString>) -> anyhow::Result<u8> {
     let (features, rest) = split_features(args);
     if let Some(arg) = rest.first() {
@@ -134,19 +105,21 @@ pub(crate) fn plugins(workspace: &Workspace, args: Vec<OsString>) -> anyhow::Res
         );
     }
     let target = with_features(workspace, &features);
-    let code = release(&target, &features)?;
+    let code = build(&target, &features)?;
     if code != 0 {
         return Ok(code);
     }
-    let staged = target.staged_packs(Profile::Release);
-    for name in OUT_OF_TREE {
-        let code = out_of_tree_step(workspace, name, Profile::Release).show_and_run()?;
-        if code != 0 {
-            return Ok(code);
-        }
-        for library in out_of_tree_libraries(workspace, name, Profile::Release)? {
-            stage(&library, &staged)?;
-        }
+    let staged = target.staged_packs(target.profile);
+    let (code, examples) = own::build_examples(&target, target.profile)?;
+    if code != 0 {
+        return Ok(code);
+    }
+    for library in examples {
+        stage(&library, &staged)?;
+    }
+    let code = own::build_and_stage(&target)?;
+    if code != 0 {
+        return Ok(code);
     }
     say(&format!("packs are in {}", staged.display()));
     Ok(0)
@@ -155,15 +128,6 @@ pub(crate) fn plugins(workspace: &Workspace, args: Vec<OsString>) -> anyhow::Res
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn workspace() -> Workspace {
-        Workspace {
-            root: "/repo".into(),
-            target: "/repo/target".into(),
-            cargo: "cargo".into(),
-            shared: "/shared".into(),
-        }
-    }
 
     #[test]
     fn features_of_cargo_are_told_from_a_folder_of_features() {
@@ -178,13 +142,16 @@ mod tests {
         check("--method msp --features=cuda,cudnn", &["cuda", "cudnn"], "--method msp");
         check("--features DIR", &[], "--features DIR");
         check("--features ./cuda", &[], "--features ./cuda");
+        check("--features=cuda/", &[], "--features=cuda/");
+        check("--features cuda,other", &[], "--features cuda,other");
+        check("--features cuda --features DIR", &["cuda"], "--features DIR");
         check("--features", &[], "--features");
         check("--features=", &[], "--features=");
     }
 
     #[test]
     fn a_build_is_locked_and_knows_its_target_directory() {
-        let step = release_step(&workspace(), &[], false).to_string();
+        let step = build_step(&Workspace::example(), &[], false).to_string();
         assert_eq!(
             step,
             "cargo build --release --locked -p oodbench -p oodbench-posthoc-pack \
@@ -195,24 +162,15 @@ mod tests {
     #[test]
     fn a_build_for_gpus_has_a_target_directory_of_its_own() {
         let features = ["cuda".to_owned(), "cudnn".to_owned()];
-        let workspace = with_features(&workspace(), &features);
-        let step = release_step(&workspace, &features, true).to_string();
+        let workspace = with_features(&Workspace::example(), &features);
+        let step = build_step(&workspace, &features, true).to_string();
         assert!(
             step.contains("--features cuda,cudnn --quiet --target-dir /repo/target/cuda"),
             "{step}"
         );
         assert_eq!(
             workspace.staged_packs(Profile::Release),
-            Path::new("/repo/target/cuda/release/packs")
-        );
-    }
-
-    #[test]
-    fn a_third_party_pack_is_built_as_its_author_builds_it() {
-        assert_eq!(
-            out_of_tree_step(&workspace(), "example", Profile::Dev).to_string(),
-            "cargo build --manifest-path /repo/plugins/example/Cargo.toml \
-             --target-dir /repo/plugins/example/target"
+            std::path::Path::new("/repo/target/cuda/release/packs")
         );
     }
 }

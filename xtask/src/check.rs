@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 
-use crate::build::{out_of_tree_step, stage_packs};
+use crate::build::{everything, stage_packs};
 use crate::command::{Step, run_all, say};
+use crate::own;
 use crate::workspace::{OUT_OF_TREE, Profile, Workspace};
 
 /// The exit code for reference numbers that are not there, as the binary's for a broken setup.
@@ -12,6 +13,9 @@ const SETUP: u8 = 96;
 /// The feature behind which the tests against reference numbers are. A test that cannot be run
 /// is not built, so that it is never counted as passed.
 const GOLDEN: &str = "oodbench-tests/golden";
+
+/// The feature behind which the tests are that need a Python with PyTorch. `.ci/run` looks for one.
+const PYTHON: &str = "oodbench-tests/python";
 
 /// `cargo xtask test`: everything there is.
 pub(crate) fn test(workspace: &Workspace, args: &[OsString]) -> anyhow::Result<u8> {
@@ -50,13 +54,15 @@ pub(crate) fn ci(workspace: &Workspace) -> anyhow::Result<u8> {
 }
 
 /// Builds and stages what black-box tests start: the binary, its packs, and the packs that stand
-/// for those of third parties.
-fn prepare(workspace: &Workspace) -> anyhow::Result<u8> {
-    let mut steps = vec![build_step(workspace)];
-    steps.extend(OUT_OF_TREE.iter().map(|name| out_of_tree_step(workspace, name, Profile::Dev)));
-    let code = run_all(&steps)?;
+/// for those of third parties. The user's own are none of the tests' business.
+pub(crate) fn prepare(workspace: &Workspace) -> anyhow::Result<u8> {
+    let mut code = run_all(&[build_step(workspace)])?;
+    if code == 0 {
+        (code, _) = own::build_examples(workspace, Profile::Dev)?;
+    }
     if code == 0 {
         stage_packs(workspace, Profile::Dev)?;
+        own::unstage_all(workspace, Profile::Dev)?;
     }
     Ok(code)
 }
@@ -65,13 +71,9 @@ fn cargo(workspace: &Workspace, subcommand: &str) -> Step {
     Step::new(&workspace.cargo).arg(subcommand).folder(&workspace.root)
 }
 
-/// The whole workspace, because cargo chooses the features of third-party crates by what is built
-/// together: a selection would be compiled apart from what the tests link. Without xtask, which
-/// is running and cannot be replaced everywhere.
 fn build_step(workspace: &Workspace) -> Step {
-    cargo(workspace, "build")
-        .args(["--workspace", "--exclude", "xtask", "--locked", "--target-dir"])
-        .arg(&workspace.target)
+    let step = everything(Step::new(&workspace.cargo)).arg("--target-dir");
+    step.arg(&workspace.target).folder(&workspace.root)
 }
 
 fn test_step(workspace: &Workspace, args: &[OsString]) -> Step {
@@ -101,6 +103,7 @@ fn lint_steps(workspace: &Workspace) -> Vec<Step> {
     steps.push(
         cargo(workspace, "clippy")
             .args(["--workspace", "--all-targets", "--locked", "--features", GOLDEN])
+            .args(["--features", PYTHON])
             .args(["--", "-D", "warnings"]),
     );
     steps
@@ -117,12 +120,7 @@ mod tests {
     use super::*;
 
     fn workspace() -> Workspace {
-        Workspace {
-            root: "/repo".into(),
-            target: "/repo/target".into(),
-            cargo: "cargo".into(),
-            shared: "/shared".into(),
-        }
+        Workspace { shared: "/shared".into(), ..Workspace::example() }
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The subcommands of xtask and their help.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::speed::Options;
+use crate::new_plugin;
+use crate::speed;
+use crate::workspace::Profile;
 
 /// Subcommands of the binary that are handed over to, and what they are for.
 const HANDED_OVER: &[(&str, &str)] = &[
@@ -25,9 +28,12 @@ Examples:
   cargo xtask bench --method msp,knn --benchmark cifar10 --data DIR --classifier resnet18_32x32:FILE
   cargo xtask bench --help                 what the bench can do
   cargo xtask bench --features cuda …      the same, built for NVIDIA GPUs
+  cargo xtask bench --features DIR --method all   features that another program exported
+  cargo xtask new-plugin my-detector       a detector of your own, which the next bench knows
   cargo xtask test                         every test there is
   cargo xtask test --golden                those against reference numbers, in $OODBENCH_SHARED
   cargo xtask speed --python venv/bin/python   our networks against PyTorch's, on the CPU
+  cargo xtask speed detectors --openood DIR   our detectors against OpenOOD's
   cargo xtask run -- --version             the binary with any arguments";
 
 /// What xtask was asked to do.
@@ -43,17 +49,29 @@ pub(crate) enum Task {
     Plugins {
         args: Vec<OsString>,
     },
+    /// Make a detector pack outside of the workspace.
+    NewPlugin(new_plugin::Options),
+    /// Write what is generated in the documents.
+    Docs {
+        /// The README's example of a run, too.
+        run: bool,
+    },
     Test {
         golden: bool,
         args: Vec<OsString>,
     },
     Ci,
-    Speed(Options),
+    Speed(speed::Task),
 }
 
-/// Reads the command line, or prints help and ends.
-pub(crate) fn parse() -> Task {
-    task(&command().get_matches())
+/// Reads the command line, or prints help and ends. What is built for use comes with the task.
+pub(crate) fn parse() -> (Profile, Task) {
+    let matches = command().get_matches();
+    (profile(&matches), task(&matches))
+}
+
+fn profile(matches: &ArgMatches) -> Profile {
+    if matches.get_flag("dev") { Profile::Dev } else { Profile::Release }
 }
 
 fn command() -> Command {
@@ -76,6 +94,11 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
+        .arg(
+            Arg::new("dev").long("dev").action(ArgAction::SetTrue).help(
+                "Build and run what the tests do, instead of a release; before the subcommand",
+            ),
+        )
         .subcommands(HANDED_OVER.iter().map(|(name, about)| passed_on(*name, *about)))
         .subcommand(passed_on("run", "Run the binary with any arguments"))
         .subcommand(passed_on("plugins", "Build every detector pack, plugins/example too"))
@@ -90,30 +113,40 @@ fn command() -> Command {
                 )
                 .arg(rest("For the test binaries: filters, `--nocapture`").last(true)),
         )
-        .subcommand(speed())
+        .subcommand(new_plugin())
+        .subcommand(
+            Command::new("docs").about("Write what is generated in the documents").arg(
+                Arg::new("run")
+                    .long("run")
+                    .action(ArgAction::SetTrue)
+                    .help("The README's example of a run, too: every detector, in release"),
+            ),
+        )
+        .subcommand(speed::cli::command())
         .subcommand(Command::new("ci").about("Run what CI runs: formatting, lints, tests, docs"))
 }
 
-fn speed() -> Command {
-    let number = |name: &'static str, help: &'static str| {
-        Arg::new(name)
-            .long(name)
-            .value_name("N")
-            .value_parser(value_parser!(u16).range(1..))
-            .help(help)
-    };
-    let python = Arg::new("python")
-        .long("python")
-        .value_name("PROGRAM")
-        .value_parser(value_parser!(OsString))
-        .default_value("python3")
-        .help("The Python that can import torch");
-    Command::new("speed")
-        .about("Compare our networks on the CPU with PyTorch's, on the same weights in turn")
-        .arg(python)
-        .arg(number("threads", "Threads of each side [default: all cores]"))
-        .arg(number("repeats", "How often each task is timed").default_value("5"))
-        .arg(number("batch", "Images of a batch").default_value("8"))
+fn new_plugin() -> Command {
+    Command::new("new-plugin")
+        .about("Make a detector pack of your own, which builds and can be benched at once")
+        .after_help(
+            "Examples:\n  cargo xtask new-plugin my-detector\n  \
+             cargo xtask new-plugin my-detector --path ~/research/my-detector\n\n\
+             docs/new-detector.md goes on from there.",
+        )
+        .arg(
+            Arg::new("name")
+                .value_name("NAME")
+                .required(true)
+                .help("Name of the crate and id of the detector, as in `--method NAME`"),
+        )
+        .arg(
+            Arg::new("path")
+                .long("path")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("The folder to make, outside of this checkout [default: NAME, beside it]"),
+        )
 }
 
 fn task(matches: &ArgMatches) -> Task {
@@ -123,15 +156,12 @@ fn task(matches: &ArgMatches) -> Task {
     match name {
         "test" => Task::Test { golden: matches.get_flag("golden"), args: args() },
         "ci" => Task::Ci,
-        "speed" => {
-            let number = |name| matches.get_one::<u16>(name).map(|&n| usize::from(n));
-            Task::Speed(Options {
-                python: matches.get_one::<OsString>("python").cloned().unwrap_or_default(),
-                threads: number("threads"),
-                repeats: number("repeats").unwrap_or(1),
-                batch: number("batch").unwrap_or(1),
-            })
-        }
+        "docs" => Task::Docs { run: matches.get_flag("run") },
+        "new-plugin" => Task::NewPlugin(new_plugin::Options {
+            name: matches.get_one::<String>("name").cloned().unwrap_or_default(),
+            path: matches.get_one::<PathBuf>("path").cloned(),
+        }),
+        "speed" => Task::Speed(speed::cli::task(matches)),
         "plugins" => Task::Plugins { args: args() },
         "run" => {
             let mut args: Vec<OsString> = args();
@@ -193,12 +223,24 @@ mod tests {
     }
 
     #[test]
-    fn the_speed_comparison_has_defaults() {
-        let options = Options { python: "python3".into(), threads: None, repeats: 5, batch: 8 };
-        assert_eq!(parse("speed"), Ok(Task::Speed(options.clone())));
-        let options = Options { threads: Some(1), batch: 2, ..options };
-        assert_eq!(parse("speed --threads 1 --batch 2"), Ok(Task::Speed(options)));
-        assert!(parse("speed --repeats 0").is_err());
+    fn a_new_plugin_has_a_name_and_perhaps_a_folder() {
+        let options = |path| new_plugin::Options { name: "mine".into(), path };
+        assert_eq!(parse("new-plugin mine"), Ok(Task::NewPlugin(options(None))));
+        let there = Task::NewPlugin(options(Some("../there".into())));
+        assert_eq!(parse("new-plugin mine --path ../there"), Ok(there));
+        assert!(parse("new-plugin").is_err());
+        assert!(parse("new-plugin mine yours").is_err());
+    }
+
+    #[test]
+    fn what_the_tests_are_built_with_is_asked_for_before_the_subcommand() {
+        let profile = |line: &str| {
+            let words = std::iter::once("xtask").chain(line.split_whitespace());
+            profile(&command().try_get_matches_from(words).unwrap())
+        };
+        assert_eq!(profile("bench --method msp"), Profile::Release);
+        assert_eq!(profile("--dev bench --method msp"), Profile::Dev);
+        assert_eq!(profile("bench --dev"), Profile::Release, "that one is the binary's");
     }
 
     #[test]

@@ -65,6 +65,16 @@ impl Step {
         Ok(code(status))
     }
 
+    /// Runs it and gives its exit code and what it wrote to standard output.
+    pub(crate) fn output(&self) -> anyhow::Result<(u8, String)> {
+        let mut command = self.to_command();
+        let output = command.stderr(std::process::Stdio::inherit()).output();
+        let output = output.with_context(|| format!("start `{self}`"))?;
+        let text = String::from_utf8(output.stdout)
+            .with_context(|| format!("read what `{self}` wrote"))?;
+        Ok((code(output.status), text))
+    }
+
     /// Shows it, then runs it.
     pub(crate) fn show_and_run(&self) -> anyhow::Result<u8> {
         say(&format!("$ {self}"));

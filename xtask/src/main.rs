@@ -8,9 +8,13 @@ mod build;
 mod check;
 mod cli;
 mod command;
+mod docs;
 mod hand_over;
+mod new_plugin;
+mod own;
 mod speed;
 mod stage;
+mod template;
 mod workspace;
 
 use std::process::ExitCode;
@@ -22,8 +26,8 @@ use workspace::Workspace;
 const UNFORESEEN: u8 = 1;
 
 fn main() -> ExitCode {
-    let task = cli::parse();
-    let workspace = Workspace::from_env();
+    let (profile, task) = cli::parse();
+    let workspace = Workspace { profile, ..Workspace::from_env() };
     match run(task, &workspace) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -37,9 +41,11 @@ fn run(task: cli::Task, workspace: &Workspace) -> anyhow::Result<u8> {
     match task {
         cli::Task::HandOver { subcommand, args } => hand_over::run(workspace, subcommand, args),
         cli::Task::Plugins { args } => build::plugins(workspace, args),
+        cli::Task::NewPlugin(options) => new_plugin::run(workspace, &options),
+        cli::Task::Docs { run } => docs::run(workspace, run),
         cli::Task::Test { golden: false, args } => check::test(workspace, &args),
         cli::Task::Test { golden: true, args } => check::golden(workspace, &args),
         cli::Task::Ci => check::ci(workspace),
-        cli::Task::Speed(options) => speed::run(workspace, &options),
+        cli::Task::Speed(task) => speed::run(workspace, &task),
     }
 }

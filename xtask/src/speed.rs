@@ -1,4 +1,5 @@
-//! `cargo xtask speed`: our networks and PyTorch's on the same weights, in turn, on the CPU.
+//! `cargo xtask speed networks`: ours and PyTorch's on the same weights, in turn, on the CPU.
+//! `speed detectors` is in a file of its own.
 //!
 //! Both sides are programs that read tasks from standard input: `harness/diffusion/examples/speed.rs`
 //! and `xtask/python/speed.py`. Each task alternates between them, so that whatever else the machine
@@ -6,7 +7,10 @@
 
 #![expect(clippy::print_stdout, reason = "the table is this command's data")]
 
-use std::ffi::OsString;
+pub(crate) mod cli;
+mod detectors;
+
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -15,6 +19,21 @@ use anyhow::{Context, bail};
 
 use crate::command::{Step, say};
 use crate::workspace::Workspace;
+
+/// What is compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Networks(Options),
+    Detectors(detectors::Options),
+}
+
+/// Measures, and prints the table.
+pub(crate) fn run(workspace: &Workspace, task: &Task) -> anyhow::Result<u8> {
+    match task {
+        Task::Networks(options) => networks(workspace, options),
+        Task::Detectors(options) => detectors::run(workspace, options),
+    }
+}
 
 /// What to measure, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +60,7 @@ const TASKS: [(&str, &str); 4] = [
 const TOLERANCE: f64 = 1e-4;
 
 /// Builds our side, finds the other, measures, and prints the table.
-pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<u8> {
+fn networks(workspace: &Workspace, options: &Options) -> anyhow::Result<u8> {
     match build_step(workspace).show_and_run()? {
         0 => {}
         code => return Ok(code),
@@ -51,7 +70,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<u8
     let folder = workspace.target.join("speed");
     std::fs::create_dir_all(&folder).with_context(|| format!("create `{}`", folder.display()))?;
     let mut sides = vec![Side::start(our_command(workspace, threads), folder.join("ours"))?];
-    if has_torch(&options.python) {
+    if can_import(&options.python, "torch") {
         let script = workspace.root.join("xtask/python/speed.py");
         let mut command = Command::new(&options.python);
         command.arg(script).arg("--threads").arg(threads.to_string());
@@ -95,9 +114,9 @@ fn our_command(workspace: &Workspace, threads: usize) -> Command {
     command
 }
 
-fn has_torch(python: &OsString) -> bool {
+fn can_import(python: &OsStr, modules: &str) -> bool {
     let mut command = Command::new(python);
-    command.args(["-c", "import torch"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("-c").arg(format!("import {modules}")).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -120,15 +139,26 @@ impl Side {
 
     /// Does a task and gives the seconds that it took.
     fn time(&mut self, task: &str, n: usize) -> anyhow::Result<f64> {
+        let answer = self.ask(&format!("{task}\t{n}\t{}", self.results.display()))?;
+        match answer.parse() {
+            Ok(seconds) => Ok(seconds),
+            Err(_) => bail!("task `{task}` expected seconds, got `{answer}`"),
+        }
+    }
+
+    /// What it says to a line.
+    fn ask(&mut self, line: &str) -> anyhow::Result<String> {
         let requests = self.child.stdin.as_mut().context("a pipe was asked for")?;
-        writeln!(requests, "{task}\t{n}\t{}", self.results.display())?;
+        writeln!(requests, "{line}")?;
         requests.flush()?;
+        self.answer()
+    }
+
+    /// The next line that it says, which is nothing once it has ended.
+    fn answer(&mut self) -> anyhow::Result<String> {
         let mut answer = String::new();
         self.answers.read_line(&mut answer)?;
-        match answer.trim().parse() {
-            Ok(seconds) => Ok(seconds),
-            Err(_) => bail!("task `{task}` expected seconds, got `{}`", answer.trim()),
-        }
+        Ok(answer.trim().to_owned())
     }
 
     /// The tensors of its last result.

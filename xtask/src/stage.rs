@@ -4,6 +4,7 @@
 //! and only when the content differs, because the pack's content is part of every cell's key and
 //! its time of change tells a user whether anything happened.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
@@ -13,6 +14,11 @@ use anyhow::Context;
 pub(crate) fn stage(from: &Path, folder: &Path) -> anyhow::Result<bool> {
     let name =
         from.file_name().with_context(|| format!("expected a file, got `{}`", from.display()))?;
+    stage_as(from, folder, name)
+}
+
+/// Copies `from` into `folder` under the name `name`. Says whether anything changed.
+pub(crate) fn stage_as(from: &Path, folder: &Path, name: &OsStr) -> anyhow::Result<bool> {
     let to = folder.join(name);
     let new = fs::read(from).with_context(|| format!("read `{}`", from.display()))?;
     if fs::read(&to).is_ok_and(|old| old == new) {

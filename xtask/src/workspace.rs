@@ -40,6 +40,10 @@ pub(crate) struct Workspace {
     pub(crate) cargo: PathBuf,
     /// The folder with reference numbers.
     pub(crate) shared: PathBuf,
+    /// The list of the user's own plugins; see [`crate::own`].
+    pub(crate) own: PathBuf,
+    /// What is built for use.
+    pub(crate) profile: Profile,
 }
 
 impl Workspace {
@@ -50,6 +54,7 @@ impl Workspace {
             root.expect("xtask lies in a folder of the workspace"),
             var("CARGO_TARGET_DIR"),
             var("OODBENCH_SHARED"),
+            var("OODBENCH_OWN_PLUGINS"),
             var("CARGO"),
         )
     }
@@ -60,14 +65,23 @@ impl Workspace {
         root: PathBuf,
         target: Option<OsString>,
         shared: Option<OsString>,
+        own: Option<OsString>,
         cargo: Option<OsString>,
     ) -> Self {
         Self {
             target: root.join(target.unwrap_or_else(|| "target".into())),
             shared: root.join(shared.unwrap_or_else(|| "../shared".into())),
+            own: root.join(own.unwrap_or_else(|| "plugins/own.txt".into())),
             cargo: cargo.unwrap_or_else(|| "cargo".into()).into(),
+            profile: Profile::Release,
             root,
         }
+    }
+
+    /// A checkout for tests that start nothing.
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        Self { cargo: "cargo".into(), ..Self::new("/repo".into(), None, None, None, None) }
     }
 
     /// The folder of the binary.
@@ -84,6 +98,13 @@ impl Workspace {
     pub(crate) fn staged_packs(&self, profile: Profile) -> PathBuf {
         self.built(profile).join("packs")
     }
+
+    /// Where packs outside of the workspace are compiled, all of them, so that what they have in
+    /// common is compiled once. Apart from the rest, because `cargo clean` in the folder of such a
+    /// pack clears it.
+    pub(crate) fn own_builds(&self) -> PathBuf {
+        self.target.join("own")
+    }
 }
 
 /// The file name of a pack: `libknn.so`, `knn.dll`.
@@ -97,7 +118,7 @@ mod tests {
 
     #[test]
     fn folders_are_inside_of_the_checkout_unless_the_environment_says_otherwise() {
-        let workspace = Workspace::new("/repo".into(), None, None, None);
+        let workspace = Workspace::new("/repo".into(), None, None, None, None);
         assert_eq!(workspace.target, Path::new("/repo/target"));
         assert_eq!(workspace.shared, Path::new("/repo/../shared"));
         assert_eq!(
@@ -105,10 +126,11 @@ mod tests {
             Path::new("/repo/target/release/packs")
         );
 
-        let elsewhere =
-            Workspace::new("/repo".into(), Some("/t".into()), Some("numbers".into()), None);
+        let [target, shared, own] = ["/t", "numbers", "/lists/own"].map(|path| Some(path.into()));
+        let elsewhere = Workspace::new("/repo".into(), target, shared, own, None);
         assert_eq!(elsewhere.built(Profile::Dev), Path::new("/t/debug"));
         assert_eq!(elsewhere.shared, Path::new("/repo/numbers"));
+        assert_eq!(elsewhere.own, Path::new("/lists/own"));
     }
 
     #[test]
