@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use oodbench_abi::{ErrorCode, RawError};
+use oodbench_abi::{DetectorBox, ErrorCode, RawError};
 use oodbench_engine::check::memory::{
     self, MemoryData, MemoryHead, MemoryHost, MemorySplit, MemoryTensor,
 };
@@ -69,6 +69,17 @@ fn cases() -> Vec<Case> {
     vec![
         Case { feature: |_, _, _| 1.0, ..Case::new("constant features") },
         Case { feature: |_, _, _| 0.0, ..Case::new("features of zero") },
+        // Labels of every class, without which whatever has a mean for each class ends there.
+        Case {
+            feature: |_, _, _| 1.0,
+            label: |i, _| i as i64 % 3,
+            ..Case::new("constant features of every class")
+        },
+        Case {
+            feature: |_, _, _| 0.0,
+            label: |i, _| i as i64 % 3,
+            ..Case::new("features of zero of every class")
+        },
         Case { feature: |_, _, d| d as f32, ..Case::new("all images the same") },
         Case {
             feature: |s, i, d| if d == 1 { 3.0 } else { usual(s, i, d) },
@@ -76,6 +87,10 @@ fn cases() -> Vec<Case> {
         },
         Case { feature: |s, i, d| -usual(s, i, d), ..Case::new("no feature above zero") },
         Case { feature: |s, i, d| 1e18 * usual(s, i, d), ..Case::new("huge features") },
+        Case {
+            feature: |s, i, d| if s == 3 { 1e25 } else { 1.0 } * usual(s, i, d),
+            ..Case::new("images far away from what was learned")
+        },
         Case { feature: |s, i, d| 1e-30 * usual(s, i, d), ..Case::new("tiny features") },
         Case { weight: 0.0, ..Case::new("weights of zero") },
         Case { weight: 1e4, ..Case::new("logits that saturate") },
@@ -99,6 +114,7 @@ fn cases() -> Vec<Case> {
         },
         Case { label: |_, predicted| (predicted as i64 + 1) % 3, ..Case::new("every label wrong") },
         Case { label: |i, _| if i == 0 { 3 } else { 0 }, ..Case::new("a label that is no class") },
+        Case { label: |i, _| if i == 0 { -1 } else { 0 }, ..Case::new("a label below zero") },
         Case {
             feature: |s, i, d| if s < 2 && i == 4 { f32::NAN } else { usual(s, i, d) },
             ..Case::new("NaN to learn from")
@@ -160,13 +176,19 @@ impl Case {
     }
 }
 
-/// Scores, or where it ended and with which error.
-fn scores(info: &Info, data: &Arc<MemoryData>, test: &MemorySplit) -> Result<Vec<f32>, RawError> {
+/// A detector with its example's parameters after `fit`.
+fn fitted(info: &Info, data: &Arc<MemoryData>) -> Result<DetectorBox, RawError> {
     let params = serde_json::Value::Object(info.example.0.params.clone()).to_string();
     let host = MemoryHost::new(info.needs, Arc::clone(data));
     let mut detector = oodbench_posthoc::create(info.id, &params, host.boxed())
         .unwrap_or_else(|err| panic!("create `{}` with {params}: {err}", info.id));
     memory::fit(&mut detector, info.needs, data)?;
+    Ok(detector)
+}
+
+/// Scores, or where it ended and with which error.
+fn scores(info: &Info, data: &Arc<MemoryData>, test: &MemorySplit) -> Result<Vec<f32>, RawError> {
+    let mut detector = fitted(info, data)?;
     let keys: Vec<u64> = (0..test.len() as u64).collect();
     memory::score(&mut detector, info.needs, test, &keys)
 }
@@ -218,4 +240,26 @@ fn degenerate_data_ends_in_scores_or_a_reason() {
         }
     }
     assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn a_score_does_not_depend_on_the_other_images() {
+    let sizes = Sizes { n_features: 70, n_train: 300, n_val: 150, ..USUAL };
+    let (data, test) = Case { sizes, ..Case::new("many features") }.data();
+    let data = Arc::new(data);
+    for info in of_outputs() {
+        let mut detector =
+            fitted(&info, &data).unwrap_or_else(|err| panic!("fit `{}`: {}", info.id, err.message));
+        let mut score = |images: &[usize]| {
+            let keys: Vec<u64> = images.iter().map(|&i| i as u64).collect();
+            memory::score(&mut detector, info.needs, &test.select(images), &keys)
+                .unwrap_or_else(|err| panic!("score `{}`: {}", info.id, err.message))
+        };
+        let all: Vec<usize> = (0..test.len()).collect();
+        let at_once = score(&all);
+        for images in [&all[..1], &all[3..4], &all[5..], &[]] {
+            let expected: Vec<f32> = images.iter().map(|&i| at_once[i]).collect();
+            assert_eq!(score(images), expected, "`{}` on {images:?}", info.id);
+        }
+    }
 }

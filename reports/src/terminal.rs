@@ -21,7 +21,8 @@ const PARTIAL: &str = "*";
 /// What the name of a row bears whose parameters were searched.
 const SEARCHED: &str = "†";
 
-/// The table, the marks of the run, and a line for each row that is not done.
+/// The table, the marks of the run, and a line for each row that is not done. What was skipped has
+/// that line alone: of all detectors many go with a training or a file of their own.
 ///
 /// `width` is the number of columns of the terminal; lines of prose are left for it to wrap.
 /// `styled` adds colours, which say nothing that the words do not.
@@ -37,7 +38,7 @@ pub fn render(board: &Leaderboard, width: usize, styled: bool) -> String {
         let line = columns.iter().map(|column| column.pad(column.heads[head]));
         put(&mut out, &paint(join(line).trim_end(), Style::new().bold()));
     }
-    for (position, row) in board.rows.iter().enumerate() {
+    for (position, row) in shown(board).enumerate() {
         let line = join(columns.iter().map(|column| column.pad(&column.cells[position])));
         put(&mut out, &paint(line.trim_end(), row_style(row)));
     }
@@ -75,6 +76,11 @@ pub fn render(board: &Leaderboard, width: usize, styled: bool) -> String {
         put(&mut out, &notes.join("\n"));
     }
     out
+}
+
+/// The rows of the table.
+fn shown(board: &Leaderboard) -> impl Iterator<Item = &Row> {
+    board.rows.iter().filter(|row| !matches!(row.status, Status::Skipped { .. }))
 }
 
 fn title(board: &Leaderboard) -> String {
@@ -129,7 +135,7 @@ impl Column {
 fn columns(board: &Leaderboard) -> Vec<Column> {
     use Align::{Left, Right};
     let column = |heads: [&'static str; 2], align, drop_order, cell: &dyn Fn(&Row) -> String| {
-        let cells: Vec<_> = board.rows.iter().map(|row| or_absent(cell(row))).collect();
+        let cells: Vec<_> = shown(board).map(|row| or_absent(cell(row))).collect();
         let widest = cells.iter().map(|cell| cell.width()).max().unwrap_or(0);
         let width = heads.map(UnicodeWidthStr::width).into_iter().fold(widest, usize::max);
         Column { heads, align, drop_order, width, cells }
@@ -231,7 +237,6 @@ Toy digits 1, net.safetensors, accuracy 75.00 %, seed 7
 Method  AUROC ↑  FPR@95 ↓  AUROC ↑  FPR@95 ↓    ACC  fit s  images/s  peak MB  device  status
 mls       83.33     75.00   100.00      0.00  75.00   0.25      6.00       12  cpu     done
 msp       83.33     75.00   100.00      0.00  75.00   0.25      6.00       12  cpu     done
-odin          -         -        -         -      -      -         -        -  -       skipped
 faulty        -         -        -         -      -      -         -        -  -       failed
 
 skipped odin: needs `GRADIENT`, which a feature bank | file has not
@@ -251,7 +256,6 @@ Toy digits 1, net.safetensors, accuracy 75.00 %, seed 7
 Method  AUROC ↑  FPR@95 ↓  AUROC ↑  FPR@95 ↓  status
 mls       83.33     75.00  100.00*     0.00*  partial
 msp       83.33     75.00  100.00*     0.00*  partial
-odin          -         -        -         -  skipped
 faulty        -         -        -         -  failed
 
 incomplete: missing far/svhn

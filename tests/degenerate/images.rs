@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use oodbench_abi::{ErrorCode, RawError};
+use oodbench_abi::{DetectorBox, ErrorCode, RawError};
 use oodbench_engine::check::memory::{
     self, ImageNetwork, MemoryData, MemoryHead, MemoryHost, MemorySplit, MemoryTensor,
 };
@@ -161,13 +161,18 @@ fn params(info: &Info, network: &dyn ImageNetwork) -> String {
         .to_string()
 }
 
-fn scores(info: &Info, built: &Built) -> Result<Vec<f32>, RawError> {
+fn fitted(info: &Info, built: &Built) -> Result<DetectorBox, RawError> {
     let params = params(info, &*built.network);
     let host = MemoryHost::new(info.needs, Arc::clone(&built.data));
     let host = host.network(Arc::clone(&built.network)).boxed();
     let mut detector = oodbench_posthoc::create(info.id, &params, host)
         .unwrap_or_else(|err| panic!("create `{}` with {params}: {err}", info.id));
     memory::fit(&mut detector, info.needs, &built.data)?;
+    Ok(detector)
+}
+
+fn scores(info: &Info, built: &Built) -> Result<Vec<f32>, RawError> {
+    let mut detector = fitted(info, built)?;
     let keys: Vec<u64> = (0..built.test.len() as u64).collect();
     memory::score(&mut detector, info.needs, &built.test, &keys)
 }
@@ -210,4 +215,24 @@ fn degenerate_images_end_in_scores_or_a_reason() {
         }
     }
     assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn a_score_does_not_depend_on_the_other_images() {
+    let built = Case::new("usual").build();
+    for info in of_images() {
+        let mut detector = fitted(&info, &built)
+            .unwrap_or_else(|err| panic!("fit `{}`: {}", info.id, err.message));
+        let mut score = |images: &[usize]| {
+            let keys: Vec<u64> = images.iter().map(|&i| i as u64).collect();
+            memory::score(&mut detector, info.needs, &built.test.select(images), &keys)
+                .unwrap_or_else(|err| panic!("score `{}`: {}", info.id, err.message))
+        };
+        let all: Vec<usize> = (0..built.test.len()).collect();
+        let at_once = score(&all);
+        for images in [&all[..1], &all[3..4], &all[5..], &[]] {
+            let expected: Vec<f32> = images.iter().map(|&i| at_once[i]).collect();
+            assert_eq!(score(images), expected, "`{}` on {images:?}", info.id);
+        }
+    }
 }

@@ -1,16 +1,23 @@
 //! A classifier: an architecture, weights and the normalisation that belongs to them.
 
+mod error;
+mod known;
+mod spec;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::arch::{FAMILIES, Layer, Network, Outputs, Taps};
-use crate::checkpoint::{CheckpointError, StateDict};
+use crate::arch::{Layer, Network, Outputs, Taps};
+use crate::checkpoint::StateDict;
 use crate::heads::Variant;
 use crate::layers::Mode;
+pub use error::ClassifierError;
+pub use known::KnownCheckpoint;
+pub use spec::ClassifierSpec;
 
 /// Mean and standard deviation of each channel, for images in `[0, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,171 +47,6 @@ impl Normalisation {
         let plausible = stated.mean.iter().all(|mean| mean.is_finite())
             && stated.std.iter().all(|std| std.is_finite() && *std > 0.0);
         plausible.then_some(stated)
-    }
-}
-
-/// A checkpoint that its authors published, recognised by its content.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KnownCheckpoint {
-    pub name: String,
-    /// Of the file.
-    pub blake3: String,
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
-    /// As its authors state it, a fraction.
-    pub accuracy: f64,
-    pub source: String,
-    pub licence: String,
-}
-
-impl KnownCheckpoint {
-    /// The checkpoint with this content, if it is a known one.
-    pub fn find(blake3: &str) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct File {
-            checkpoint: Vec<KnownCheckpoint>,
-        }
-        let file: File = toml::from_str(include_str!("known_checkpoints.toml"))
-            .expect("the file is part of this crate and a test reads it");
-        file.checkpoint.into_iter().find(|known| known.blake3 == blake3)
-    }
-}
-
-/// What a user says about a classifier.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClassifierSpec {
-    /// Name of the architecture; read off the weights where it is not stated.
-    pub arch: Option<String>,
-    /// The file.
-    pub weights: PathBuf,
-    /// Number of classes, if stated; the benchmark's otherwise.
-    pub classes: Option<usize>,
-    /// Normalisation that the file was trained with, if stated.
-    pub normalisation: Option<Normalisation>,
-    /// Groups of classes with a logit for "none of these" before each, in the order of the logits.
-    pub groups: Option<Vec<Vec<usize>>>,
-}
-
-/// The table of a classifier's TOML file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SpecFile {
-    arch: Option<String>,
-    weights: PathBuf,
-    classes: Option<usize>,
-    mean: Option<[f32; 3]>,
-    std: Option<[f32; 3]>,
-    groups: Option<Vec<Vec<usize>>>,
-}
-
-/// What a classifier fails with.
-#[derive(Debug, thiserror::Error)]
-pub enum ClassifierError {
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error("read classifier `{}`", path.display())]
-    ReadSpec {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("read classifier `{}`", path.display())]
-    ParseSpec {
-        path: PathBuf,
-        #[source]
-        source: Box<toml::de::Error>,
-    },
-    #[error("read classifier `{}`: {message}", path.display())]
-    BadSpec { path: PathBuf, message: String },
-    #[error("load checkpoint `{}`: its weights are of no known architecture", path.display())]
-    UnknownWeights { path: PathBuf },
-    #[error("load checkpoint `{}`: expected architecture `{expected}`, got `{found}`", path.display())]
-    OtherArchitecture { path: PathBuf, expected: String, found: String },
-    #[error("load checkpoint `{}`: `groups` expected {expected}, got {got}", path.display())]
-    BadGroups { path: PathBuf, expected: String, got: String },
-    #[error("load checkpoint `{}`: `{key}` expected [{expected}, {features}], got [{found}, {features}]", path.display())]
-    OtherClasses { path: PathBuf, key: String, expected: usize, found: usize, features: usize },
-    #[error("load checkpoint `{}` as `{arch}`", path.display())]
-    Load {
-        path: PathBuf,
-        arch: String,
-        #[source]
-        source: candle_core::Error,
-    },
-    #[error("load checkpoint `{}` as `{arch}`: {} tensors belong to no layer, among them `{}`", path.display(), unused.len(), unused[0])]
-    Unused { path: PathBuf, arch: String, unused: Vec<String> },
-}
-
-impl ClassifierError {
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::UnknownWeights { .. } | Self::OtherArchitecture { .. } => {
-                let names: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
-                Some(format!("architectures are {}", names.join(", ")))
-            }
-            Self::OtherClasses { expected, found, .. } => {
-                // Each group of MOS has a class at least.
-                let grouped = match found.checked_sub(*expected) {
-                    Some(n) if (1..=*expected).contains(&n) => format!(
-                        ", or say which classes are in which of {n} groups, if it was trained by MOS: `groups = [[0, …], …]` in a TOML file"
-                    ),
-                    _ => String::new(),
-                };
-                let text = format!("choose a benchmark of {found} classes, or another checkpoint");
-                Some(text + &grouped)
-            }
-            _ => None,
-        }
-    }
-}
-
-impl ClassifierSpec {
-    /// Reads `arch:file`, a plain weights file, or a TOML file with `arch`, `weights`, `mean`, `std`.
-    ///
-    /// # Errors
-    /// A TOML file that cannot be read.
-    pub fn parse(text: &str) -> std::result::Result<Self, ClassifierError> {
-        if text.ends_with(".toml") {
-            return Self::from_toml(Path::new(text));
-        }
-        // A path may hold a colon; an architecture holds no slash.
-        let (arch, weights) = match text.split_once(':') {
-            Some((arch, file)) if !arch.contains(['/', '\\', '.']) && !arch.is_empty() => {
-                (Some(arch.to_owned()), file)
-            }
-            _ => (None, text),
-        };
-        let weights = weights.into();
-        Ok(Self { arch, weights, classes: None, normalisation: None, groups: None })
-    }
-
-    fn from_toml(path: &Path) -> std::result::Result<Self, ClassifierError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ClassifierError::ReadSpec { path: path.to_owned(), source })?;
-        let file: SpecFile = toml::from_str(&text).map_err(|source| {
-            ClassifierError::ParseSpec { path: path.to_owned(), source: Box::new(source) }
-        })?;
-        let bad = |message: &str| ClassifierError::BadSpec {
-            path: path.to_owned(),
-            message: message.to_owned(),
-        };
-        let normalisation = match (file.mean, file.std) {
-            (Some(mean), Some(std)) if std.iter().all(|s| *s > 0.0 && s.is_finite()) => {
-                Some(Normalisation { mean, std })
-            }
-            (Some(_), Some(_)) => return Err(bad("`std` expected positive numbers")),
-            (None, None) => None,
-            _ => return Err(bad("`mean` and `std` expected together, got one of them")),
-        };
-        if file.classes == Some(0) {
-            return Err(bad("`classes` expected at least 1, got 0"));
-        }
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let weights = folder.join(file.weights);
-        let SpecFile { arch, classes, groups, .. } = file;
-        Ok(Self { arch, weights, classes, normalisation, groups })
     }
 }
 
@@ -387,7 +229,7 @@ impl Classifier {
         Ok(Outputs { logits: outputs.logits.detach(), features: outputs.features.detach() })
     }
 
-    /// Named activations of images in `[0, 1]`.
+    /// Named activations of images in `[0, 1]`. The network runs as far as these need it.
     ///
     /// # Errors
     /// A name that the network does not have.
@@ -403,12 +245,12 @@ impl Classifier {
         }
         let xs = self.normalisation.apply(&self.images(images, size)?)?;
         let mut taps = Taps::of(names);
-        self.network.forward(&xs, Mode::Eval, &mut taps)?;
+        self.network.fill(&xs, Mode::Eval, &mut taps)?;
         Ok(taps.into_taken())
     }
 
     /// The gradient of `sum(cotangent * at)` with respect to images in `[0, 1]`, where `at` is
-    /// `logits`, `features` or a layer.
+    /// `logits`, `features` or a layer. The network runs as far as that needs it.
     ///
     /// # Errors
     /// A name that the network does not have, or a cotangent of another shape.
@@ -421,18 +263,21 @@ impl Classifier {
     ) -> Result<Vec<f32>> {
         let images = Var::from_tensor(&self.images(images, size)?)?;
         let xs = self.normalisation.apply(&images)?;
-        let mut taps = Taps::of(&[at.to_owned()]);
-        let outputs = self.network.forward(&xs, Mode::Eval, &mut taps)?;
+        let outputs = || self.network.forward(&xs, Mode::Eval, &mut Taps::none());
         let target = match at {
-            "logits" => outputs.logits,
-            "features" => outputs.features,
-            layer => match taps.into_taken().remove(layer) {
-                Some(activation) => activation,
-                None => candle_core::bail!(
-                    "layer expected logits, features, {}, got `{layer}`",
-                    self.layer_names().join(", ")
-                ),
-            },
+            "logits" => outputs()?.logits,
+            "features" => outputs()?.features,
+            layer => {
+                let mut taps = Taps::of(&[layer.to_owned()]);
+                self.network.fill(&xs, Mode::Eval, &mut taps)?;
+                match taps.into_taken().remove(layer) {
+                    Some(activation) => activation,
+                    None => candle_core::bail!(
+                        "layer expected logits, features, {}, got `{layer}`",
+                        self.layer_names().join(", ")
+                    ),
+                }
+            }
         };
         let cotangent = Tensor::from_slice(cotangent, target.shape(), &self.device)?;
         let grads = (target * cotangent)?.sum_all()?.backward()?;
@@ -445,39 +290,98 @@ impl Classifier {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
     use crate::arch::Architecture;
     use crate::formula;
     use crate::heads::Training;
+    use crate::layers::Linear;
 
-    #[test]
-    fn a_spec_is_a_file_with_or_without_an_architecture() {
-        let spec = |text| ClassifierSpec::parse(text).unwrap();
-        assert_eq!(spec("wrn:a/b.pt").arch.as_deref(), Some("wrn"));
-        assert_eq!(spec("wrn:a/b.pt").weights, Path::new("a/b.pt"));
-        assert_eq!(spec("../a:b.pt").arch, None);
-        assert_eq!(spec("b.th").weights, Path::new("b.th"));
+    fn classifier() -> Classifier {
+        let backbone = Architecture::ResNetCifar { blocks: 1, width: 16, projection: false };
+        let network = backbone.build(3, formula::var_builder(Default::default())).unwrap();
+        let training = Training::Ordinary { prefixed: false };
+        Classifier {
+            n_features: 64,
+            network,
+            arch: Variant { backbone, training },
+            normalisation: Normalisation { mean: [0.5; 3], std: [0.25; 3] },
+            device: Device::Cpu,
+            n_classes: 3,
+        }
+    }
+
+    /// A network that counts the stages it runs.
+    struct Counted {
+        network: Box<dyn Network>,
+        stages: Arc<AtomicUsize>,
+        finishes: Arc<AtomicUsize>,
+    }
+
+    impl Network for Counted {
+        fn layers(&self) -> Vec<Layer> {
+            self.network.layers()
+        }
+
+        fn run_stage(
+            &self,
+            stage: usize,
+            xs: &Tensor,
+            mode: Mode,
+            taps: &mut Taps,
+        ) -> Result<Tensor> {
+            self.stages.fetch_add(1, Relaxed);
+            self.network.run_stage(stage, xs, mode, taps)
+        }
+
+        fn finish(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<Outputs> {
+            self.finishes.fetch_add(1, Relaxed);
+            self.network.finish(xs, mode, taps)
+        }
+
+        fn head(&self) -> &Linear {
+            self.network.head()
+        }
     }
 
     #[test]
-    fn the_known_checkpoints_can_be_read() {
-        assert!(KnownCheckpoint::find("").is_none());
+    fn activations_and_gradients_of_a_layer_are_those_of_the_whole_network_and_stop_there() {
+        let mut classifier = classifier();
+        let images = formula::uniform("images", 2 * 3 * 8 * 8, 0.0, 1.0);
+        // Whatever layer comes last, all of the network has run where logits are asked for.
+        let var = Var::from_tensor(&classifier.images(&images, (8, 8)).unwrap()).unwrap();
+        let xs = classifier.normalisation.apply(&var).unwrap();
+        let mut taps = Taps::of(&classifier.layer_names());
+        classifier.network.forward(&xs, Mode::Eval, &mut taps).unwrap();
+        let all = taps.into_taken();
+        let (stages, finishes) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        classifier.network = Box::new(Counted {
+            network: classifier.network,
+            stages: Arc::clone(&stages),
+            finishes: Arc::clone(&finishes),
+        });
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (name, n_stages) in [("conv1", 1), ("stem", 1), ("layer1.0.conv2", 2), ("layer3", 4)] {
+            let cotangent = formula::uniform(name, all[name].elem_count(), -1.0, 1.0);
+            let weights = Tensor::from_slice(&cotangent, all[name].shape(), &Device::Cpu).unwrap();
+            let sum = (&all[name] * weights).unwrap().sum_all().unwrap();
+            let expected = values(sum.backward().unwrap().get(&var).unwrap());
+            let got = classifier.vjp(&images, (8, 8), name, &cotangent).unwrap();
+            assert_eq!(got, expected, "{name}");
+            assert_eq!(stages.swap(0, Relaxed), n_stages, "{name}");
+            let got = classifier.layers(&images, (8, 8), &[name.to_owned()]).unwrap();
+            assert_eq!(values(&got[name]), values(&all[name]), "{name}");
+            assert_eq!(stages.swap(0, Relaxed), n_stages, "{name}");
+        }
+        assert_eq!(finishes.load(Relaxed), 0);
     }
 
     #[test]
     fn a_gradient_agrees_with_finite_differences() {
-        let backbone = Architecture::ResNetCifar { blocks: 1, width: 16, projection: false };
-        let network = backbone.build(3, formula::var_builder(Default::default())).unwrap();
-        let training = Training::Ordinary { prefixed: false };
-        let arch = Variant { backbone, training };
-        let classifier = Classifier {
-            n_features: 64,
-            network,
-            arch,
-            normalisation: Normalisation { mean: [0.5; 3], std: [0.25; 3] },
-            device: Device::Cpu,
-            n_classes: 3,
-        };
+        let classifier = classifier();
         let images = formula::uniform("images", 3 * 8 * 8, 0.0, 1.0);
         let cotangent = [1.0f32, -2.0, 0.5];
         let grad = classifier.vjp(&images, (8, 8), "logits", &cotangent).unwrap();

@@ -59,14 +59,16 @@ pub enum Warning {
         /// A fraction.
         accuracy: f64,
     },
-    /// A detector is worse than guessing on a set.
+    /// A detector is worse than guessing on a set, and perhaps on more.
     BelowChance {
         /// The row.
         label: String,
-        /// The out-of-distribution images.
+        /// The out-of-distribution images on which it is worst.
         set: SetRef,
         /// Under 0.5.
         auroc: f64,
+        /// How many other sets there are on which it is under 0.5.
+        n_others: usize,
     },
     /// A search chose a value at the end of those that it tried.
     SweepEnd {
@@ -179,8 +181,13 @@ impl Warning {
                 "the classifier is right on {} of {set}, which is near chance",
                 percent(*accuracy)
             ),
-            Self::BelowChance { set, auroc, .. } => {
-                format!("AUROC {} on {set}, worse than guessing", percent(*auroc))
+            Self::BelowChance { set, auroc, n_others, .. } => {
+                let others = match n_others {
+                    0 => String::new(),
+                    1 => " and under 50 % on another set".to_owned(),
+                    n => format!(" and under 50 % on {n} other sets"),
+                };
+                format!("AUROC {} on {set}{others}, worse than guessing", percent(*auroc))
             }
             Self::SweepEnd { parameter, value, other, n_values, end, .. } => {
                 let (which, from, to) = match end {

@@ -15,7 +15,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::moments::{Changed, group_means, mean, single, unchanged};
+use crate::numeric::moments::{group_means, mean, plain, single};
 use crate::numeric::reduce::{argmax, log_sum_exp, max_probability, maximum, softmax};
 use crate::numeric::state;
 
@@ -87,8 +87,7 @@ impl Fitted {
     fn new(features: Matrix<'_>, logits: Matrix<'_>, score: LogitScore) -> (Self, Vec<usize>) {
         let n_classes = logits.n_cols();
         let predicted: Vec<usize> = logits.rows().map(argmax).collect();
-        let raw =
-            Changed { rows: features, change: |_, row: &[f32], z: &mut [f64]| unchanged(row, z) };
+        let raw = plain(features);
         let means = group_means(&raw, n_classes, |i| Some(predicted[i]));
         let all = mean(&raw);
         let never = (0..n_classes).filter(|&class| means[class].is_none()).collect();
@@ -172,9 +171,13 @@ impl Detector for Cadref {
         let logits = check::logits_of(data.train().logits()?, data.n_classes())?;
         let (fitted, never) = Fitted::new(features, logits, self.params.logit_score);
         if let Some(class) = never.first() {
+            let others = match never.len() - 1 {
+                0 => String::new(),
+                1 => ", nor as 1 other".to_owned(),
+                n => format!(", nor as {n} others"),
+            };
             self.host.warn(&format!(
-                "no training image is predicted as class {class}, nor as {} others; the mean of all stands in",
-                never.len() - 1
+                "no training image is predicted as class {class}{others}; the mean of all stands in"
             ));
         }
         self.fitted = Some(fitted);
@@ -185,9 +188,10 @@ impl Detector for Cadref {
         let fitted = state::fitted(self.fitted.as_ref())?;
         let head = self.host.head()?;
         let weight = check::finite(head.weight(), "weights of the head")?;
-        if weight.n_rows() != fitted.means.len() {
-            let (expected, got) = (fitted.means.len(), weight.n_rows());
-            return Err(Error::input(format!("head expected {expected} classes, got {got}")));
+        let of_fit = (fitted.means.len(), fitted.means.first().map_or(0, Vec::len));
+        if (weight.n_rows(), weight.n_cols()) != of_fit {
+            let (expected, got) = (of_fit, (weight.n_rows(), weight.n_cols()));
+            return Err(Error::input(format!("head expected {expected:?} weights, got {got:?}")));
         }
         let features = check::features(batch.features()?, weight.n_cols())?;
         let logits = check::logits_of(batch.logits()?, weight.n_rows())?;
@@ -202,8 +206,12 @@ impl Detector for Cadref {
     }
 
     fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
-        self.fitted = state::load(bytes)?;
-        Ok(())
+        let whole = |fitted: &Fitted| {
+            let first = fitted.means.first().map(Vec::len);
+            fitted.means.iter().all(|mean| Some(mean.len()) == first)
+        };
+        self.fitted = state::load(bytes)?.filter(whole);
+        state::fitted(self.fitted.as_ref()).map(drop)
     }
 }
 

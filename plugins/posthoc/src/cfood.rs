@@ -325,6 +325,25 @@ mod tests {
     }
 
     #[test]
+    fn rounding_does_not_decide_where_it_could() {
+        // References have all within 3, or 4 for the second part.
+        let rows = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+        let fitted = Fitted {
+            bank: Bank::new(3, 3, |i, row| row.copy_from_slice(&rows[i])),
+            parts: vec![0.25, 0.5],
+            within: vec![3.0, 3.0, 3.0, 4.0, 4.0, 4.0],
+        };
+        // The last one's distance is at the threshold and was rounded up.
+        let query = [1.0, -1.0, 0.0];
+        let exact: Vec<f64> = (0..3).map(|row| fitted.bank.squared_distance(row, &query)).collect();
+        assert_eq!(exact, [1.0, 5.0, 3.0]);
+        let mut rounded = [1.0, 5.0, 3.000_002];
+        assert_eq!(fitted.first_part(&rounded, 2.0, 0.0), 1);
+        assert_eq!(fitted.part(&query, &mut rounded, 2.0, 1e-5), 0);
+        assert_eq!(fitted.part(&query, &mut rounded, 3.0, 1e-5), 2);
+    }
+
+    #[test]
     fn order_statistics_are_those_of_the_sorted_list() {
         let values: Vec<f32> = (0..97u32).map(|i| (i * 31 % 97) as f32).collect();
         let positions = [0, 3, 4, 50, 96];

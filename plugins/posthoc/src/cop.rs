@@ -13,7 +13,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::moments::{Changed, Principal, Source, moments, single, subtract, unit};
+use crate::numeric::moments::{Changed, Principal, Source, moments, single, subtract, unit, units};
 use crate::numeric::state;
 
 /// Parameters of [`Cop`].
@@ -84,7 +84,7 @@ pub(crate) fn check_part(explained: f64) -> Result<()> {
 
 impl Subspace {
     fn of_units(features: Matrix<'_>) -> Result<Self> {
-        Self::new(&Changed { rows: features, change: |_, row: &[f32], z: &mut [f64]| unit(row, z) })
+        Self::new(&units(features))
     }
 
     fn errors_of_units(&self, features: Matrix<'_>, parts: &[f64], scores: &mut [f32]) {

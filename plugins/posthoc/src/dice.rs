@@ -92,11 +92,11 @@ impl Detector for Dice {
         let head = self.host.head()?;
         check::finite(head.weight(), "weights of the head")?;
         let of_class = |weights| contributions(weights, &means).collect::<Vec<f32>>();
-        let mut all: Vec<f32> = head.weight().rows().flat_map(of_class).collect();
+        let all: Vec<f32> = head.weight().rows().flat_map(of_class).collect();
         if all.is_empty() {
             return Err(Error::input("the head has no weights"));
         }
-        let threshold = percentile(&mut all, self.params.p);
+        let threshold = percentile(&all, self.params.p);
         self.fitted = Some(Fitted { means, threshold });
         self.head = None;
         Ok(())

@@ -93,8 +93,10 @@ impl Detector for DropoutVar {
         if !(0.0..1.0).contains(&params.dropout_p) {
             return Err(Error::parameter("dropout_p", "at least 0, below 1", params.dropout_p));
         }
-        if params.passes < 2 {
-            return Err(Error::parameter("passes", "at least 2", params.passes));
+        /// The features and logits of all passes of an image are held together.
+        const MOST: usize = 10_000;
+        if !(2..=MOST).contains(&params.passes) {
+            return Err(Error::parameter("passes", &format!("from 2 to {MOST}"), params.passes));
         }
         Ok(Self { params, host })
     }

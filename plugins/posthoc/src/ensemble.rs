@@ -24,6 +24,7 @@
 use oodbench_sdk::ImageBatch;
 use oodbench_sdk::prelude::*;
 
+use crate::numeric::check;
 use crate::numeric::reduce::{log_sum_exp, max_probability, max_probability_single, softmax};
 
 /// What is read out of the members' logits.
@@ -148,7 +149,7 @@ impl Detector for Ensemble {
         if n == 0 {
             return Ok(());
         }
-        let own = batch.logits()?;
+        let own = check::logits(batch.logits()?)?;
         let images = batch.images()?;
         let mut others = Vec::with_capacity(self.params.checkpoints.len());
         for (nth, place) in self.params.checkpoints.iter().enumerate() {
@@ -190,17 +191,16 @@ fn file(nth: usize) -> String {
 fn score_of(members: &[&[f32]], params: &Params) -> f32 {
     match params.score {
         Score::MeanLogits if params.double_precision => {
-            // The mean is rounded to what a network would have given.
-            let mean = |class: usize| {
-                let sum: f64 = members.iter().map(|logits| f64::from(logits[class])).sum();
-                (sum / members.len() as f64) as f32
-            };
-            let mean: Vec<f32> = (0..members[0].len()).map(mean).collect();
+            let mean: Vec<f32> =
+                (0..members[0].len()).map(|class| mean_logit(members, class)).collect();
             -max_probability(&mean, 1.0) as f32
         }
         Score::MeanLogits => {
             let mean = |class: usize| {
-                members.iter().map(|logits| logits[class]).sum::<f32>() / members.len() as f32
+                let sum: f32 = members.iter().map(|logits| logits[class]).sum();
+                // A sum may be more than single precision holds, where the mean is not.
+                let mean = sum / members.len() as f32;
+                if mean.is_finite() { mean } else { mean_logit(members, class) }
             };
             let mean: Vec<f32> = (0..members[0].len()).map(mean).collect();
             -max_probability_single(&mean, 1.0)
@@ -216,6 +216,12 @@ fn score_of(members: &[&[f32]], params: &Params) -> f32 {
             (entropy(&mean_probabilities(members)) - each / members.len() as f64).max(0.0) as f32
         }
     }
+}
+
+/// Summed in double precision, and rounded to what a network would have given.
+fn mean_logit(members: &[&[f32]], class: usize) -> f32 {
+    let sum: f64 = members.iter().map(|logits| f64::from(logits[class])).sum();
+    (sum / members.len() as f64) as f32
 }
 
 fn mean_probabilities(members: &[&[f32]]) -> Vec<f64> {
@@ -308,6 +314,8 @@ mod tests {
         for name in [Score::MeanProbabilities, Score::Entropy, Score::MutualInformation] {
             assert!(score(&members, name).is_finite(), "{name:?}");
         }
+        let alike: [&[f32]; 3] = [&[3e38, -3e38]; 3];
+        assert_eq!(score(&alike, Score::MeanLogits), -1.0);
         for name in [Score::MeanLogits, Score::MeanProbabilities] {
             assert_eq!(score(&[&[5.0], &[-1.0]], name), -1.0);
         }

@@ -4,11 +4,15 @@
 //! Score: `sum p^gamma (1 - p)^gamma` over the `M` greatest probabilities `p`. `M` above the
 //! number of classes means all of them.
 //!
-//! OpenOOD takes `1 - p` in `f32`, where it loses its digits for `p` near 1; here it is exact.
+//! OpenOOD computes in `f32`, where `1 - p` loses its digits for `p` near 1, and is 0 for a confident
+//! image. That is the default here, so that published numbers can be compared; `double_precision`
+//! keeps the digits.
+
+use std::cmp::Ordering;
 
 use oodbench_sdk::prelude::*;
 
-use crate::numeric::reduce::softmax;
+use crate::numeric::reduce::{maximum, softmax};
 
 /// Parameters of [`Gen`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,11 +21,12 @@ pub struct Params {
     gamma: f64,
     #[serde(rename = "M")]
     m: usize,
+    double_precision: bool,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { gamma: 0.1, m: 100 }
+        Self { gamma: 0.1, m: 100, double_precision: false }
     }
 }
 
@@ -48,6 +53,11 @@ impl Detector for Gen {
                     .sweep([0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0]),
                 Param::new("M", "how many of the greatest probabilities count", "OpenOOD v1.5")
                     .sweep([10, 50, 100, 200, 500, 1000]),
+                Param::new(
+                    "double_precision",
+                    "compute in double precision, which keeps apart what single precision rounds to 1",
+                    "OpenOOD v1.5",
+                ),
             ],
             example: Example::of_logits(&[&[0.0, 0.0]], &[1.0]).param("gamma", 0.5),
             ..Info::default()
@@ -65,15 +75,71 @@ impl Detector for Gen {
     }
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        let Params { gamma, m } = self.params;
         for (score, logits) in scores.iter_mut().zip(batch.logits()?.rows()) {
-            let mut p = softmax(logits, 1.0);
-            if m < p.len() {
-                p.select_nth_unstable_by(m, |a, b| b.total_cmp(a));
-                p.truncate(m);
-            }
-            *score = p.iter().map(|p| p.powf(gamma) * (1.0 - p).powf(gamma)).sum::<f64>() as f32;
+            *score = self.params.score(logits);
         }
         Ok(())
+    }
+}
+
+impl Params {
+    fn score(&self, logits: &[f32]) -> f32 {
+        let gamma = self.gamma;
+        if self.double_precision {
+            let p = greatest(softmax(logits, 1.0), self.m, f64::total_cmp);
+            let term = |p: &f64| p.powf(gamma) * (1.0 - p).max(0.0).powf(gamma);
+            return p.iter().map(term).sum::<f64>() as f32;
+        }
+        let gamma = gamma as f32;
+        let p = greatest(softmax_single(logits), self.m, f32::total_cmp);
+        p.iter().map(|p| p.powf(gamma) * (1.0 - p).max(0.0).powf(gamma)).sum()
+    }
+}
+
+/// The `m` greatest values, in any order.
+fn greatest<T: Copy>(mut p: Vec<T>, m: usize, compare: fn(&T, &T) -> Ordering) -> Vec<T> {
+    if m < p.len() {
+        p.select_nth_unstable_by(m, |a, b| compare(b, a));
+        p.truncate(m);
+    }
+    p
+}
+
+/// `softmax(xs)` in single precision.
+fn softmax_single(xs: &[f32]) -> Vec<f32> {
+    let max = maximum(xs);
+    let exps: Vec<f32> = xs.iter().map(|&x| (x - max).exp()).collect();
+    let sum: f32 = exps.iter().sum();
+    exps.into_iter().map(|e| e / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_precision_ties_where_double_precision_does_not() {
+        let score = |logits: &[f32], double_precision| {
+            Params { gamma: 0.5, double_precision, ..Params::default() }.score(logits)
+        };
+        // p is (1, e^-20): sqrt(p (1 - p)) twice, or once where 1 - p is rounded away.
+        let root = (-10f32).exp();
+        assert!((score(&[20.0, 0.0], false) / root - 1.0).abs() < 1e-4);
+        assert!((score(&[20.0, 0.0], true) / (2.0 * root) - 1.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn only_the_greatest_probabilities_count() {
+        let params = Params { gamma: 1.0, m: 1, ..Params::default() };
+        let p = 1.0 / (1.0 + 2.0 * (-1f32).exp());
+        assert!((params.score(&[0.0, 1.0, 0.0]) - p * (1.0 - p)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn nan_is_not_hidden() {
+        for double_precision in [false, true] {
+            let params = Params { double_precision, ..Params::default() };
+            assert!(params.score(&[1.0, f32::NAN, 0.0]).is_nan());
+        }
     }
 }

@@ -15,6 +15,7 @@ use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
 use crate::numeric::mixture::Mixture;
+use crate::numeric::moments::single;
 use crate::numeric::state;
 
 /// Parameters of [`Gmm`].
@@ -138,7 +139,7 @@ impl Detector for Gmm {
             })
         });
         for (score, value) in scores.iter_mut().zip(of_variants) {
-            *score = value as f32;
+            *score = single(value);
         }
         Ok(())
     }

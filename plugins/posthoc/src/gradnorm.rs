@@ -12,6 +12,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
+use crate::numeric::moments::single;
 use crate::numeric::reduce::softmax;
 
 /// Parameters of [`GradNorm`].
@@ -63,7 +64,7 @@ impl Detector for GradNorm {
             let of_logits: f64 = softmax(logits, 1.0).iter().map(|p| (k * p - 1.0).abs()).sum();
             let of_features: f64 = h.iter().map(|&h| f64::from(h).abs()).sum();
             let scale = if self.params.mean { 1.0 / k } else { 1.0 };
-            *score = -(of_logits * of_features * scale) as f32;
+            *score = single(-(of_logits * of_features * scale));
         }
         Ok(())
     }

@@ -33,16 +33,7 @@ impl Detector for Iodin {
             year: 2025,
             url: "https://arxiv.org/abs/2411.10794",
             needs: Needs::LOGITS.and(Needs::IMAGES).and(Needs::GRADIENT).and(Needs::FORWARD),
-            params: vec![
-                Param::new("temperature", "what the logits are divided by", "OpenOOD v1.5")
-                    .sweep([1, 10, 100, 1000]),
-                Param::new(
-                    "noise",
-                    "size of the step, in units of pixels in [0, 1]",
-                    "OpenOOD v1.5",
-                )
-                .sweep([0.0014, 0.0028]),
-            ],
+            params: Params::described(),
             // Logits are twice the first channel's mean and the second's: the first pixel of the
             // first channel moves up by 0.4, its mean by 0.1, and 1.4 and 0.4 are left.
             example: Example::of_images(

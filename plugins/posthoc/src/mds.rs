@@ -12,7 +12,8 @@ use faer::Mat;
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::linalg::{Stored, nearest_distances, scatter, whitening};
-use crate::numeric::state;
+use crate::numeric::moments::{class_means, plain, single};
+use crate::numeric::{check, state};
 
 /// Mahalanobis distance.
 #[derive(Default)]
@@ -23,7 +24,7 @@ pub struct Mds {
 /// Class means, where distances to them are Euclidean.
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "oodbench_sdk::serde")]
-pub(crate) struct Fitted {
+struct Fitted {
     /// The mean of the class means.
     centre: Vec<f64>,
     /// `[n_features, rank]`
@@ -32,48 +33,16 @@ pub(crate) struct Fitted {
     means: Stored,
 }
 
-/// The mean of each class's rows.
-///
-/// # Errors
-/// A class without rows, a label that is no class.
-pub(crate) fn class_means(
-    features: Matrix<'_>,
-    labels: &[i64],
-    n_classes: usize,
-) -> Result<Vec<Vec<f64>>> {
-    let mut sums = vec![vec![0.0; features.n_cols()]; n_classes];
-    let mut counts = vec![0usize; n_classes];
-    for (i, (row, &label)) in features.rows().zip(labels).enumerate() {
-        let class = usize::try_from(label).ok().filter(|class| *class < n_classes);
-        let Some(class) = class else {
-            return Err(Error::input(format!(
-                "label of training image {i} expected 0 to {}, got {label}",
-                n_classes - 1
-            )));
-        };
-        counts[class] += 1;
-        for (sum, &x) in sums[class].iter_mut().zip(row) {
-            *sum += f64::from(x);
-        }
-    }
-    for (class, (sum, &count)) in sums.iter_mut().zip(&counts).enumerate() {
-        if count == 0 {
-            return Err(Error::input(format!("class {class} has no training image")));
-        }
-        sum.iter_mut().for_each(|sum| *sum /= count as f64);
-    }
-    Ok(sums)
-}
-
 impl Fitted {
     /// Of training features.
     ///
     /// # Errors
     /// A class without rows, a label that is no class; NaN or infinity.
-    pub(crate) fn new(features: Matrix<'_>, labels: &[i64], n_classes: usize) -> Result<Self> {
-        let means = class_means(features, labels, n_classes)?;
-        let covariance = scatter(features, |i| &means[labels[i] as usize]);
-        let whitening = whitening(covariance.as_ref())?;
+    fn new(features: Matrix<'_>, labels: &[i64], n_classes: usize) -> Result<Self> {
+        let classes = check::classes(labels, n_classes)?;
+        let means = class_means(&plain(features), n_classes, &classes)?;
+        let covariance = scatter(features, |i| &means[classes[i]]);
+        let whitening = whitening(covariance.as_ref(), 0.0)?;
         let n = means.len().max(1) as f64;
         let centre: Vec<f64> = (0..features.n_cols())
             .map(|i| means.iter().map(|mean| mean[i]).sum::<f64>() / n)
@@ -90,10 +59,10 @@ impl Fitted {
     ///
     /// # Errors
     /// Another number of columns.
-    pub(crate) fn nearest(&self, features: Matrix<'_>, scores: &mut [f32]) -> Result<()> {
+    fn nearest(&self, features: Matrix<'_>, scores: &mut [f32]) -> Result<()> {
         let nearest = nearest_distances(features, &self.centre, &self.whitening, &self.means)?;
         for (score, nearest) in scores.iter_mut().zip(nearest) {
-            *score = nearest as f32;
+            *score = single(nearest);
         }
         Ok(())
     }
@@ -145,7 +114,9 @@ impl Detector for Mds {
     }
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        state::fitted(self.fitted.as_ref())?.nearest(batch.features()?, scores)
+        let fitted = state::fitted(self.fitted.as_ref())?;
+        let features = check::features(batch.features()?, fitted.centre.len())?;
+        fitted.nearest(features, scores)
     }
 
     fn save_state(&self) -> Result<Option<Vec<u8>>> {

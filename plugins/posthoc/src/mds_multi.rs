@@ -17,8 +17,9 @@ use oodbench_sdk::prelude::*;
 use oodbench_sdk::{ImageBatch, Layer};
 
 use crate::numeric::check;
+use crate::numeric::class_sums::ClassSums;
 use crate::numeric::linalg::eigen;
-use crate::numeric::moments::{Changed, Whitened, add_products, single, unchanged};
+use crate::numeric::moments::{Whitened, plain, single};
 use crate::numeric::state;
 
 /// Images that go through the network at a time.
@@ -50,63 +51,27 @@ struct Fitted {
     classes: Vec<Whitened>,
 }
 
-/// Sums over the rows of one layer.
-struct Sums {
-    /// About which squares are summed: the mean of the first rows.
-    about: Vec<f64>,
-    /// Of `z - about`, for each class.
-    of_classes: Vec<Vec<f64>>,
-    counts: Vec<usize>,
-    /// Of `(z - about) (z - about)'`, in the lower half.
-    squares: Mat<f64>,
-}
-
-impl Sums {
-    fn new(first: Matrix<'_>, n_classes: usize) -> Self {
-        let d = first.n_cols();
-        let mut about = vec![0.0; d];
-        for row in first.rows() {
-            about.iter_mut().zip(row).for_each(|(sum, &z)| *sum += f64::from(z));
-        }
-        let n = first.n_rows().max(1) as f64;
-        about.iter_mut().for_each(|sum| *sum /= n);
-        let of_classes = vec![vec![0.0; d]; n_classes];
-        Self { about, of_classes, counts: vec![0; n_classes], squares: Mat::zeros(d, d) }
+/// The classes of one layer, where distances to them are Euclidean.
+///
+/// # Errors
+/// A class without training images, values that are not finite.
+fn whitened(sums: &ClassSums) -> Result<Whitened> {
+    if let Some(class) = sums.empty_class() {
+        return Err(Error::input(format!("class {class} has no training image")));
     }
-
-    fn add(&mut self, rows: Matrix<'_>, classes: &[usize]) {
-        let mut centred = Vec::with_capacity(rows.values().len());
-        for row in rows.rows() {
-            centred.extend(row.iter().zip(&self.about).map(|(&z, about)| f64::from(z) - about));
-        }
-        for (row, &class) in centred.chunks_exact(rows.n_cols().max(1)).zip(classes) {
-            self.counts[class] += 1;
-            self.of_classes[class].iter_mut().zip(row).for_each(|(sum, z)| *sum += z);
-        }
-        add_products(&mut self.squares, &centred);
-    }
-
-    fn whitened(mut self) -> Result<Whitened> {
-        for (class, (mean, &n)) in self.of_classes.iter_mut().zip(&self.counts).enumerate() {
-            if n == 0 {
-                return Err(Error::input(format!("class {class} has no training image")));
-            }
-            mean.iter_mut().for_each(|sum| *sum /= n as f64);
-        }
-        let (means, counts, d) = (&self.of_classes, &self.counts, self.about.len());
-        let n: usize = counts.iter().sum();
-        let within = Mat::from_fn(d, d, |i, j| {
-            let between = means.iter().zip(counts).map(|(mean, &n)| n as f64 * mean[i] * mean[j]);
-            let squares = self.squares[(i.max(j), i.min(j))];
-            (squares - between.sum::<f64>()) / n.saturating_sub(1).max(1) as f64
-        });
-        let (variances, vectors) = eigen(within.as_ref())?;
-        let root =
-            Mat::from_fn(d, d, |i, j| vectors[(i, j)] / (variances[j].max(0.0) + RIDGE).sqrt());
-        let point = |mean: &Vec<f64>| mean.iter().zip(&self.about).map(|(z, a)| z + a).collect();
-        let points: Vec<Vec<f64>> = means.iter().map(point).collect();
-        Ok(Whitened::new(self.about, root.as_ref(), &points))
-    }
+    let (n, d) = (sums.len() as f64, sums.origin().len());
+    let unbiased = n / (n - 1.0).max(1.0);
+    let (variances, vectors) = eigen(sums.within().as_ref())?;
+    let root = Mat::from_fn(d, d, |i, j| {
+        vectors[(i, j)] / ((variances[j] * unbiased).max(0.0) + RIDGE).sqrt()
+    });
+    let means = sums.means();
+    let point = |row: usize| {
+        let parts = sums.origin().iter().enumerate();
+        parts.map(|(j, origin)| means[(row, j)] + origin).collect()
+    };
+    let points: Vec<Vec<f64>> = (0..means.nrows()).map(point).collect();
+    Ok(Whitened::new(sums.origin().to_vec(), root.as_ref(), &points))
 }
 
 /// The mean over positions of each channel, `[n, channels]`.
@@ -215,22 +180,22 @@ impl Detector for MdsMulti {
         let classes = check::classes(train.labels()?, n_classes)?;
         let layers = self.layers()?;
         let (height, width) = self.host.image_size()?;
-        let mut sums: Vec<Sums> = Vec::new();
+        let mut sums: Vec<ClassSums> = Vec::new();
         for first in (0..train.len()).step_by(IMAGES) {
             let n = IMAGES.min(train.len() - first);
             let images = self.host.images(train.id(), first, n)?;
             let images = ImageBatch::new(&images, height, width)?;
             for (i, layer) in self.activations(images, &layers)?.iter().enumerate() {
                 let (means, channels) = pooled(layer)?;
-                let rows = Matrix::new(&means, n, channels)?;
+                let means: Vec<f64> = means.into_iter().map(f64::from).collect();
                 if sums.len() <= i {
-                    sums.push(Sums::new(rows, n_classes));
+                    sums.push(ClassSums::around(&means, channels, n_classes));
                 }
-                sums[i].add(rows, &classes[first..first + n]);
+                sums[i].add(&means, &classes[first..first + n])?;
             }
             self.host.progress(first + n, train.len())?;
         }
-        let classes: Result<Vec<Whitened>> = sums.into_iter().map(Sums::whitened).collect();
+        let classes: Result<Vec<Whitened>> = sums.iter().map(whitened).collect();
         self.fitted = Some(Fitted { layers, classes: classes? });
         Ok(())
     }
@@ -253,8 +218,7 @@ impl Detector for MdsMulti {
                     Matrix::new(&means, scores.len(), channels)?,
                     classes.n_cols(),
                 )?;
-                let change = |_, row: &[f32], z: &mut [f64]| unchanged(row, z);
-                let nearest = classes.nearest(&Changed { rows, change });
+                let nearest = classes.nearest(&plain(rows));
                 for (total, distance) in totals.iter_mut().zip(nearest) {
                     *total += self.alpha(i) * distance / 2.0;
                 }
@@ -291,17 +255,13 @@ mod tests {
     fn scores_are_those_of_pytorch_ood() {
         let (train, test) = (Rows::train(), Rows::test());
         let (features, classes) = (train.features(), train.classes());
-        let part = |rows: std::ops::Range<usize>| {
-            let d = features.n_cols();
-            let values = &features.values()[rows.start * d..rows.end * d];
-            Matrix::new(values, rows.len(), d).unwrap()
-        };
-        let mut sums = Sums::new(part(0..7), N_CLASSES);
+        let (d, values) = (features.n_cols(), features.values().iter().map(|&x| f64::from(x)));
+        let values: Vec<f64> = values.collect();
+        let mut sums = ClassSums::around(&values[..7 * d], d, N_CLASSES);
         for rows in [0..7, 7..50, 50..60] {
-            sums.add(part(rows.clone()), &classes[rows]);
+            sums.add(&values[rows.start * d..rows.end * d], &classes[rows]).unwrap();
         }
-        let change = |_, row: &[f32], z: &mut [f64]| unchanged(row, z);
-        let nearest = sums.whitened().unwrap().nearest(&Changed { rows: test.features(), change });
+        let nearest = whitened(&sums).unwrap().nearest(&plain(test.features()));
         let got: Vec<f32> = nearest.into_iter().map(|distance| single(distance / 2.0)).collect();
         assert_scores(
             &got,

@@ -13,9 +13,9 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
+use crate::numeric::linalg::whitening;
 use crate::numeric::moments::{
-    Changed, Whitened, class_means, inverse_root, mean, rounding_noise, scatter, single, subtract,
-    unit,
+    Changed, Whitened, class_means, mean, rounding_noise, scatter, single, subtract, unit, units,
 };
 use crate::numeric::state;
 
@@ -34,7 +34,7 @@ pub(crate) fn fit_unit(
     classes: &[usize],
     n_classes: usize,
 ) -> Result<Whitened> {
-    let scaled = Changed { rows: features, change: |_, row: &[f32], z: &mut [f64]| unit(row, z) };
+    let scaled = units(features);
     let means = class_means(&scaled, n_classes, classes)?;
     let centred = Changed {
         rows: features,
@@ -45,14 +45,13 @@ pub(crate) fn fit_unit(
     };
     let mean = mean(&scaled);
     let noise = rounding_noise(features.n_rows(), &mean);
-    let root = inverse_root(scatter(&centred).as_ref(), noise)?;
+    let root = whitening(scatter(&centred).as_ref(), noise)?;
     Ok(Whitened::new(mean, root.as_ref(), &means))
 }
 
 /// The squared distance of each feature, scaled to length 1, to the nearest point.
 pub(crate) fn nearest_unit(points: &Whitened, features: Matrix<'_>) -> Vec<f64> {
-    let change = |_, row: &[f32], z: &mut [f64]| unit(row, z);
-    points.nearest(&Changed { rows: features, change })
+    points.nearest(&units(features))
 }
 
 impl Detector for MdsPp {

@@ -17,7 +17,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::moments::{Changed, Principal, moments, single, subtract, unchanged};
+use crate::numeric::moments::{Changed, Principal, moments, plain, single, subtract, unchanged};
 use crate::numeric::reduce::maximum;
 use crate::numeric::state;
 
@@ -54,9 +54,7 @@ struct Fitted {
 
 impl Fitted {
     fn new(features: Matrix<'_>, standardise: bool) -> Result<Self> {
-        let raw =
-            Changed { rows: features, change: |_, row: &[f32], z: &mut [f64]| unchanged(row, z) };
-        let (mean, covariance) = moments(&raw);
+        let (mean, covariance) = moments(&plain(features));
         let n = features.n_rows() as f64;
         let deviation = |d: usize| {
             // What rounding makes of a constant feature, by sklearn's rule.

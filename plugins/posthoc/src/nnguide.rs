@@ -14,6 +14,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
+use crate::numeric::moments::single;
 use crate::numeric::neighbours::{Greatest, normalise};
 use crate::numeric::reduce::log_sum_exp;
 use crate::numeric::state;
@@ -180,7 +181,7 @@ impl Detector for NnGuide {
             let energy = log_sum_exp(logits, 1.0);
             for (variant, params) in variants.iter().enumerate() {
                 let sum: f64 = nearest.iter().take(params.k).map(|&x| f64::from(x)).sum();
-                scores[variant * n + i] = -(energy * sum / params.k as f64) as f32;
+                scores[variant * n + i] = single(-(energy * sum / params.k as f64));
             }
         }
         Ok(())

@@ -29,6 +29,15 @@ impl Default for Params {
 }
 
 impl Params {
+    pub(crate) fn described() -> Vec<Param> {
+        vec![
+            Param::new("temperature", "what the logits are divided by", "OpenOOD v1.5")
+                .sweep([1, 10, 100, 1000]),
+            Param::new("noise", "size of the step, in units of pixels in [0, 1]", "OpenOOD v1.5")
+                .sweep([0.0014, 0.0028]),
+        ]
+    }
+
     /// # Errors
     /// A parameter out of range.
     pub(crate) fn check(&self) -> Result<()> {
@@ -61,16 +70,7 @@ impl Detector for Odin {
             year: 2018,
             url: "https://arxiv.org/abs/1706.02690",
             needs: Needs::LOGITS.and(Needs::IMAGES).and(Needs::GRADIENT).and(Needs::FORWARD),
-            params: vec![
-                Param::new("temperature", "what the logits are divided by", "OpenOOD v1.5")
-                    .sweep([1, 10, 100, 1000]),
-                Param::new(
-                    "noise",
-                    "size of the step, in units of pixels in [0, 1]",
-                    "OpenOOD v1.5",
-                )
-                .sweep([0.0014, 0.0028]),
-            ],
+            params: Params::described(),
             // The step of 0.1 moves the first channel's mean up and the second's down.
             example: Example::of_images(&[&[0.6, 0.4, 0.5]], &[-0.598_687_7])
                 .head(&[&[1.0, 0.0, 0.0], &[0.0, 1.0, 0.0]], &[0.0, 0.0])
@@ -138,7 +138,8 @@ pub(crate) fn score_after(
         step(image, gradient);
     }
     let outputs = host.forward(ImageBatch::new(&moved, height, width)?)?;
-    for (score, row) in scores.iter_mut().zip(outputs.logits().rows()) {
+    let moved = check::finite(outputs.logits(), "logits of perturbed images")?;
+    for (score, row) in scores.iter_mut().zip(moved.rows()) {
         *score = -max_probability(row, temperature) as f32;
     }
     Ok(())

@@ -61,8 +61,8 @@ impl Shaping {
     ) -> Result<Self> {
         /// Rows whose sums are added up apart, so that the result does not depend on the threads.
         const ROWS: usize = 512;
-        let mut values = features.values().to_vec();
-        let (left, right) = (percentile(&mut values, 0.1), percentile(&mut values, 99.9));
+        let values = features.values();
+        let (left, right) = (percentile(values, 0.1), percentile(values, 99.9));
         let (left, right) = (f64::from(left), f64::from(right));
         if left >= right {
             return Err(Error::input(format!("training features are all {left} but for a few")));
@@ -153,8 +153,10 @@ impl Detector for OptFs {
     }
 
     fn new(params: Params, host: Host) -> Result<Self> {
-        if params.bins == 0 {
-            return Err(Error::parameter("bins", "at least 1", 0));
+        /// Far more than the range has use for; each thread holds sums of so many.
+        const MOST: usize = 10_000;
+        if !(1..=MOST).contains(&params.bins) {
+            return Err(Error::parameter("bins", &format!("from 1 to {MOST}"), params.bins));
         }
         Ok(Self { params, host, shaping: None })
     }

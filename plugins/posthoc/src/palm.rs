@@ -10,11 +10,12 @@
 
 use oodbench_sdk::prelude::*;
 
-use crate::reweightood::OnSphere;
+use crate::mds_pp::MdsPp;
+use crate::reweightood::info_on_sphere;
 
 /// Mahalanobis distance in PALM's embedding.
 #[derive(Default)]
-pub struct Palm(OnSphere);
+pub struct Palm(MdsPp);
 
 impl Detector for Palm {
     type Params = NoParams;
@@ -27,7 +28,7 @@ impl Detector for Palm {
             year: 2024,
             url: "https://arxiv.org/abs/2402.02653",
             companion_of: "PALM",
-            ..OnSphere::info()
+            ..info_on_sphere()
         }
     }
 

@@ -123,7 +123,7 @@ impl Detector for RankFeat {
                     *mean += f64::from(logit) / names.len() as f64;
                 }
             }
-            for (score, logits) in scores.iter_mut().zip(mean.chunks_exact(n_classes)) {
+            for (score, logits) in scores.iter_mut().zip(mean.chunks_exact(n_classes.max(1))) {
                 let logits: Vec<f32> = logits.iter().map(|&logit| single(logit)).collect();
                 *score = single(-log_sum_exp(&logits, self.params.temperature));
             }

@@ -65,11 +65,7 @@ impl Detector for React {
 
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
         let features = check::fit_features(data.val().features()?, "validation")?;
-        let mut values = features.values().to_vec();
-        if values.is_empty() {
-            return Err(Error::input("validation images have no features"));
-        }
-        self.threshold = Some(percentile(&mut values, self.params.percentile));
+        self.threshold = Some(percentile(features.values(), self.params.percentile));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
 use crate::numeric::linalg::{Stored, eigen, least_squares, lengths, scatter};
+use crate::numeric::moments::single;
 use crate::numeric::state;
 
 /// The images that the subspace is fitted on.
@@ -123,7 +124,7 @@ impl Detector for Residual {
         let features = check::features(batch.features()?, fitted.origin.len())?;
         let residuals = lengths(features, &fitted.origin, &fitted.basis)?;
         for (score, residual) in scores.iter_mut().zip(residuals) {
-            *score = residual as f32;
+            *score = single(residual);
         }
         Ok(())
     }

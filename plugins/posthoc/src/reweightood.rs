@@ -6,66 +6,27 @@
 //! class's scaled training features, and the pseudo-inverse `P` of the covariance that all classes
 //! share (divided by N).
 //!
-//! That is `mds` on features of length 1, as in OpenOOD, which computes in `f32` and forms a
+//! That is [`crate::mds_pp`]. OpenOOD runs its `mds` on features of length 1, in `f32` and with a
 //! batch x batch matrix for each class. Classifiers of this training have no logits.
 
 use oodbench_sdk::prelude::*;
 
-use crate::mds::Fitted;
-use crate::numeric::neighbours::normalised;
-use crate::numeric::{check, state};
+use crate::mds_pp::MdsPp;
 
-/// Mahalanobis distance between features of length 1, for trainings that leave such.
-#[derive(Default)]
-pub(crate) struct OnSphere {
-    fitted: Option<Fitted>,
-}
-
-impl OnSphere {
-    /// What detectors that score so have in common.
-    pub(crate) fn info() -> Info {
-        Info {
-            family: "distance",
-            summary: "Mahalanobis distance to the nearest class mean on the unit sphere",
-            needs: Needs::FEATURES.and(Needs::LABELS).and(Needs::TRAIN),
-            // Scaled, the class means are (0.5, 0.5) and (-0.5, 0.5), and the covariance is a
-            // quarter of the identity.
-            example: Example::of_features(&[&[5.0, 0.0], &[0.0, -2.0]], &[2.0, 10.0])
-                .head(&[&[1.0, 0.0], &[0.0, 1.0]], &[0.0, 0.0])
-                .train(&[&[2.0, 0.0], &[0.0, 3.0], &[-4.0, 0.0], &[0.0, 1.0]], &[0, 0, 1, 1]),
-            ..Info::default()
-        }
-    }
-
-    pub(crate) fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        let train = data.train();
-        let features = check::fit_features(train.features()?, "training")?;
-        let scaled = normalised(features);
-        let scaled = Matrix::new(&scaled, features.n_rows(), features.n_cols())?;
-        self.fitted = Some(Fitted::new(scaled, train.labels()?, data.n_classes())?);
-        Ok(())
-    }
-
-    pub(crate) fn score(&self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        let fitted = state::fitted(self.fitted.as_ref())?;
-        let features = check::finite(batch.features()?, "features")?;
-        let scaled = normalised(features);
-        fitted.nearest(Matrix::new(&scaled, features.n_rows(), features.n_cols())?, scores)
-    }
-
-    pub(crate) fn save_state(&self) -> Result<Option<Vec<u8>>> {
-        state::save(self.fitted.as_ref())
-    }
-
-    pub(crate) fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
-        self.fitted = state::load(bytes)?;
-        Ok(())
+/// What detectors have in common that score features of length 1 by Mahalanobis distance, for
+/// trainings that leave such.
+pub(crate) fn info_on_sphere() -> Info {
+    Info {
+        summary: "Mahalanobis distance to the nearest class mean on the unit sphere",
+        paper: "",
+        url: "",
+        ..MdsPp::info()
     }
 }
 
 /// Mahalanobis distance in ReweightOOD's embedding.
 #[derive(Default)]
-pub struct ReweightOod(OnSphere);
+pub struct ReweightOod(MdsPp);
 
 impl Detector for ReweightOod {
     type Params = NoParams;
@@ -78,7 +39,7 @@ impl Detector for ReweightOod {
             year: 2024,
             url: "https://openaccess.thecvf.com/content/CVPR2024W/TCV2024/html/Regmi_ReweightOOD_Loss_Reweighting_for_Distance-based_OOD_Detection_CVPRW_2024_paper.html",
             companion_of: "ReweightOOD",
-            ..OnSphere::info()
+            ..info_on_sphere()
         }
     }
 

@@ -11,11 +11,11 @@
 use faer::{Mat, MatRef};
 use oodbench_sdk::prelude::*;
 
-use crate::mds::class_means;
 use crate::numeric::check;
 use crate::numeric::linalg::{
     Stored, mean, nearest_distances, of_projections, scatter, squared_length, whitening,
 };
+use crate::numeric::moments::{class_means, plain, single};
 use crate::numeric::state;
 
 /// Relative Mahalanobis distance.
@@ -89,10 +89,10 @@ impl Detector for Rmds {
         let train = data.train();
         let features = check::fit_features(train.features()?, "training")?;
         let labels = check::classes(train.labels()?, data.n_classes())?;
-        let means = class_means(features, train.labels()?, data.n_classes())?;
+        let means = class_means(&plain(features), data.n_classes(), &labels)?;
         let centre = mean(features);
-        let within = whitening(scatter(features, |i| &means[labels[i]]).as_ref())?;
-        let total = whitening(scatter(features, |_| &centre).as_ref())?;
+        let within = whitening(scatter(features, |i| &means[labels[i]]).as_ref(), 0.0)?;
+        let total = whitening(scatter(features, |_| &centre).as_ref(), 0.0)?;
         let means = whitened_means(&means, &centre, within.as_ref());
         self.fitted = Some(Fitted {
             centre,
@@ -110,7 +110,7 @@ impl Detector for Rmds {
         let nearest = nearest_distances(features, centre, within, means)?;
         let to_centre = of_projections(features, centre, total, |_, z| squared_length(z))?;
         for ((score, nearest), to_centre) in scores.iter_mut().zip(nearest).zip(to_centre) {
-            *score = (nearest - to_centre) as f32;
+            *score = single(nearest - to_centre);
         }
         Ok(())
     }

@@ -13,9 +13,8 @@ use oodbench_sdk::prelude::*;
 
 use crate::mds_pp::{fit_unit, nearest_unit};
 use crate::numeric::check;
-use crate::numeric::moments::{
-    Changed, Whitened, inverse_root, moments, rounding_noise, single, unit,
-};
+use crate::numeric::linalg::whitening;
+use crate::numeric::moments::{Whitened, moments, rounding_noise, single, units};
 use crate::numeric::state;
 
 /// Relative Mahalanobis++.
@@ -34,10 +33,9 @@ struct Fitted {
 impl Fitted {
     fn new(features: Matrix<'_>, classes: &[usize], n_classes: usize) -> Result<Self> {
         let classes = fit_unit(features, classes, n_classes)?;
-        let change = |_, row: &[f32], z: &mut [f64]| unit(row, z);
-        let (mean, covariance) = moments(&Changed { rows: features, change });
+        let (mean, covariance) = moments(&units(features));
         let noise = rounding_noise(features.n_rows(), &mean);
-        let root = inverse_root(covariance.as_ref(), noise)?;
+        let root = whitening(covariance.as_ref(), noise)?;
         let all = Whitened::new(mean.clone(), root.as_ref(), &[mean]);
         Ok(Self { classes, all })
     }

@@ -11,6 +11,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
+use crate::numeric::moments::single;
 use crate::numeric::reduce::argmax;
 use crate::numeric::state;
 
@@ -70,7 +71,7 @@ impl She {
         let features = check::features(batch.features()?, n_features)?;
         let logits = check::logits_of(batch.logits()?, patterns.len())?;
         for ((score, h), logits) in scores.iter_mut().zip(features.rows()).zip(logits.rows()) {
-            *score = params.metric.score(h, &patterns[argmax(logits)]) as f32;
+            *score = single(params.metric.score(h, &patterns[argmax(logits)]));
         }
         Ok(())
     }

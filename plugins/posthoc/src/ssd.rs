@@ -13,6 +13,7 @@ use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
 use crate::numeric::linalg::{Stored, mean, of_projections, scatter, squared_length, whitening};
+use crate::numeric::moments::single;
 use crate::numeric::neighbours::normalised;
 use crate::numeric::state;
 
@@ -84,7 +85,7 @@ impl Detector for Ssd {
         let scaled = self.scaled(features);
         let scaled = Matrix::new(&scaled, features.n_rows(), features.n_cols())?;
         let mean = mean(scaled);
-        let whitening = whitening(scatter(scaled, |_| &mean).as_ref())?;
+        let whitening = whitening(scatter(scaled, |_| &mean).as_ref(), 0.0)?;
         self.fitted = Some(Fitted { mean, whitening: (&whitening).into() });
         Ok(())
     }
@@ -94,7 +95,7 @@ impl Detector for Ssd {
         let features = check::features(batch.features()?, fitted.mean.len())?;
         let scaled = self.scaled(features);
         let scaled = Matrix::new(&scaled, features.n_rows(), features.n_cols())?;
-        let of_row = |_: usize, z: &[f64]| squared_length(z) as f32;
+        let of_row = |_: usize, z: &[f64]| single(squared_length(z));
         let distances = of_projections(scaled, &fitted.mean, &fitted.whitening, of_row)?;
         scores.copy_from_slice(&distances);
         Ok(())

@@ -12,6 +12,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::head::EnergyHead;
+use crate::numeric::moments::single;
 use crate::numeric::reduce::{max_probability, max_probability_single};
 
 /// Parameters of [`T2fNorm`].
@@ -69,7 +70,8 @@ impl Detector for T2fNorm {
     }
 
     fn new(params: Params, host: Host) -> Result<Self> {
-        if !(params.tau > 0.0 && params.tau.is_finite()) {
+        // Below it, what features are divided by would make them infinite.
+        if !(params.tau >= f64::from(f32::MIN_POSITIVE) && params.tau.is_finite()) {
             return Err(Error::parameter("tau", "a positive number", params.tau));
         }
         Ok(Self { params, host })
@@ -86,7 +88,7 @@ impl Detector for T2fNorm {
             }
         })?;
         for (score, products) in scores.iter_mut().zip(products.chunks_exact(n_classes)) {
-            let logits: Vec<f32> = head.logits(products).map(|logit| logit as f32).collect();
+            let logits: Vec<f32> = head.logits(products).map(single).collect();
             *score = if double_precision {
                 -max_probability(&logits, 1.0) as f32
             } else {

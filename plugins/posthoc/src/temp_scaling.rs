@@ -5,9 +5,10 @@
 //!
 //! OpenOOD looks for `T` with 50 steps of L-BFGS from 1.5, each a hundredth of a whole one, which
 //! end on the way to the best one. That is the default here, so that published numbers can be
-//! compared; `solver` may be `exact` instead. Nothing keeps L-BFGS from a negative
-//! `T`, which is an error here, as are validation images that no `T` is best for: if all are
-//! classified correctly, the smaller the better.
+//! compared; `solver` may be `exact` instead. Where all validation images are classified correctly, a
+//! smaller `T` is always better, and nothing keeps L-BFGS from stepping over 0 to a negative `T`, which
+//! turns the logits round: the scores are then those of OpenOOD, worth little, with a warning. `exact`
+//! refuses validation images that no `T` is best for.
 //!
 //! Probabilities are summed in single precision by default, as for `msp`.
 
@@ -41,9 +42,24 @@ impl Default for Params {
     }
 }
 
+impl Params {
+    fn score(&self, logits: &[f32], temperature: f64) -> f32 {
+        if temperature < 0.0 {
+            let turned: Vec<f32> = logits.iter().map(|logit| -logit).collect();
+            return self.score(&turned, -temperature);
+        }
+        if self.double_precision {
+            -max_probability(logits, temperature) as f32
+        } else {
+            -max_probability_single(logits, temperature as f32)
+        }
+    }
+}
+
 /// Temperature scaling.
 pub struct TempScaling {
     params: Params,
+    host: Host,
     temperature: Option<f64>,
 }
 
@@ -86,8 +102,8 @@ impl Detector for TempScaling {
         }
     }
 
-    fn new(params: Params, _host: Host) -> Result<Self> {
-        Ok(Self { params, temperature: None })
+    fn new(params: Params, host: Host) -> Result<Self> {
+        Ok(Self { params, host, temperature: None })
     }
 
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
@@ -101,10 +117,17 @@ impl Detector for TempScaling {
             Solver::Lbfgs => likelihood.lbfgs(),
             Solver::Exact => likelihood.exact()?,
         };
-        if !(temperature as f32 > 0.0 && (temperature as f32).is_finite()) {
+        if !(temperature as f32).is_normal() {
             return Err(Error::new(format!(
-                "temperature expected a positive number, got `{temperature}`"
+                "temperature expected a finite number other than 0, got `{temperature}`"
             )));
+        }
+        if temperature < 0.0 {
+            self.host.warn(&format!(
+                "the fitted temperature is {temperature:.4}, and a negative one turns the logits \
+                 round: the validation images may all be classified correctly; \
+                 `temp_scaling.solver=exact` tells"
+            ));
         }
         self.temperature = Some(temperature);
         Ok(())
@@ -113,11 +136,7 @@ impl Detector for TempScaling {
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
         let temperature = *state::fitted(self.temperature.as_ref())?;
         for (score, logits) in scores.iter_mut().zip(batch.logits()?.rows()) {
-            *score = if self.params.double_precision {
-                -max_probability(logits, temperature) as f32
-            } else {
-                -max_probability_single(logits, temperature as f32)
-            };
+            *score = self.params.score(logits, temperature);
         }
         Ok(())
     }
@@ -274,6 +293,17 @@ mod tests {
         assert!(message(4).ends_with("all classified correctly"));
         assert!(message(2).ends_with("no better than by chance"));
         assert!(message(0).ends_with("no better than by chance"));
+    }
+
+    #[test]
+    fn a_negative_temperature_turns_the_logits_round() {
+        for double_precision in [false, true] {
+            let params = Params { double_precision, ..Params::default() };
+            // softmax((100, 0) / -50) = (1, e^2) / (1 + e^2)
+            let expected = -1.0 / (1.0 + (-2f32).exp());
+            assert!((params.score(&[100.0, 0.0], -50.0) - expected).abs() < 1e-6);
+            assert!(params.score(&[1e30, -1e30], -1e-3).is_finite());
+        }
     }
 
     /// Of `torch.optim.LBFGS` in PyTorch 2.15, on the CPU. Near the best temperature, 0.910 for the

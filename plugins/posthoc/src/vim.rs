@@ -13,7 +13,9 @@
 use faer::Mat;
 use oodbench_sdk::prelude::*;
 
+use crate::numeric::check;
 use crate::numeric::linalg::{Stored, eigen, least_squares, lengths, scatter};
+use crate::numeric::moments::single;
 use crate::numeric::reduce::{log_sum_exp, maximum};
 use crate::numeric::state;
 
@@ -119,11 +121,11 @@ impl Detector for Vim {
 
     fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
         let fitted = state::fitted(self.fitted.as_ref())?;
-        let residuals = fitted.residuals(batch.features()?)?;
-        for ((score, residual), logits) in
-            scores.iter_mut().zip(residuals).zip(batch.logits()?.rows())
-        {
-            *score = (fitted.alpha * residual - log_sum_exp(logits, 1.0)) as f32;
+        let features = check::finite(batch.features()?, "features")?;
+        let logits = check::logits(batch.logits()?)?;
+        let residuals = fitted.residuals(features)?;
+        for ((score, residual), logits) in scores.iter_mut().zip(residuals).zip(logits.rows()) {
+            *score = single(fitted.alpha * residual - log_sum_exp(logits, 1.0));
         }
         Ok(())
     }

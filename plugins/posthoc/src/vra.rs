@@ -106,13 +106,10 @@ impl Detector for Vra {
 
     fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
         let features = check::fit_features(data.val().features()?, "validation")?;
-        let mut values = features.values().to_vec();
-        if values.is_empty() {
-            return Err(Error::input("validation images have no features"));
-        }
+        let values = features.values();
         self.thresholds = Some(Thresholds {
-            low: percentile(&mut values, self.params.percentile_low),
-            high: percentile(&mut values, self.params.percentile_high),
+            low: percentile(values, self.params.percentile_low),
+            high: percentile(values, self.params.percentile_high),
         });
         Ok(())
     }

@@ -18,10 +18,10 @@
 use oodbench_sdk::prelude::*;
 
 use crate::numeric::check;
-use crate::numeric::linalg::eigen;
+use crate::numeric::linalg::{eigen, whitening};
 use crate::numeric::moments::{
-    Changed, Whitened, class_means, inverse_root, mean, rounding_noise, scatter, single, subtract,
-    unchanged, unit,
+    Changed, Whitened, class_means, mean, rounding_noise, scatter, single, subtract, unchanged,
+    unit,
 };
 use crate::numeric::state;
 
@@ -76,7 +76,7 @@ impl Fitted {
         let within = scatter(&Changed { rows: features, change: centred });
         let mean = mean(&all);
         let noise = rounding_noise(features.n_rows(), &mean);
-        let root = inverse_root(within.as_ref(), noise)?;
+        let root = whitening(within.as_ref(), noise)?;
         let (d, rank) = (root.nrows(), root.ncols());
         // The class means about the mean of all, whitened, and how they vary. Whitening by another
         // root than the symmetric one turns the space, which changes no distance.

@@ -60,7 +60,10 @@ pub fn descriptor<D: Detector>() -> Result<Descriptor> {
             info.id
         )));
     }
-    if let Some(param) = info.params.iter().find(|p| p.readout && p.kind.map(ParamKind::without_flags) == Some(ParamKind::ASSET))
+    if let Some(param) = info
+        .params
+        .iter()
+        .find(|p| p.readout && p.kind.map(ParamKind::without_flags) == Some(ParamKind::ASSET))
     {
         return Err(Error::new(format!(
             "parameter `{}` of `{}` expected a value to be read out with, got a file",
@@ -111,8 +114,21 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(bad_parameter)
 }
 
+/// Reads parameters. What is wrong with a value does not say whose it is, so each is read alone
+/// once one is refused.
 fn parse_value<T: DeserializeOwned>(value: Value) -> Result<T> {
-    serde_json::from_value(value).map_err(bad_parameter)
+    let refused = match serde_json::from_value(value.clone()) {
+        Ok(params) => return Ok(params),
+        Err(err) => err.to_string(),
+    };
+    let mut given = value.as_object().into_iter().flatten();
+    let alone = |(name, value): (&String, &Value)| {
+        let one = serde_json::Map::from_iter([(name.clone(), value.clone())]);
+        let err = serde_json::from_value::<T>(Value::Object(one)).err()?.to_string();
+        // Another one, where none may be left out, would fail for that.
+        (err == refused).then(|| format!("parameter `{name}`: {err}"))
+    };
+    Err(bad_parameter(given.find_map(alone).unwrap_or(refused)))
 }
 
 fn bad_parameter(err: impl ToString) -> Error {

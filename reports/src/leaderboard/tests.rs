@@ -179,13 +179,21 @@ fn worse_than_chance_is_listed() {
     run.detector("good", &[ID, &[0.3], &[0.5]]);
     run.detector("constant", &[&[1.0; 4], &[1.0], &[1.0]]);
     run.detector("upside-down", &[ID, &[0.3], &[0.0]]);
+    run.detector("x-everywhere", &[ID, &[0.0], &[0.0]]);
     let board = run.board();
-    let expected = Warning::BelowChance {
-        label: "upside-down".to_owned(),
-        set: set("far", "noise"),
+    let expected = |label: &str, worst, n_others| Warning::BelowChance {
+        label: label.to_owned(),
+        set: worst,
         auroc: 0.0,
+        n_others,
     };
-    assert_eq!(board.warnings, [expected]);
+    let of_one = expected("upside-down", set("far", "noise"), 0);
+    let of_both = expected("x-everywhere", set("near", "letters"), 1);
+    assert_eq!(
+        of_both.cause(),
+        "AUROC 0.00 % on near/letters and under 50 % on another set, worse than guessing"
+    );
+    assert_eq!(board.warnings, [of_one, of_both]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What is wrong with exported files.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use oodbench_nn::npz::NpzError;
@@ -21,8 +22,11 @@ pub enum FeaturesError {
     #[error("read features: expected one file for `{set}`, got `{}` and `{}`", first.display(), second.display())]
     Twice { set: String, first: PathBuf, second: PathBuf },
     /// A set that is called what cannot be a part of file names and tables.
-    #[error("read `{}`: a set's name expected up to 64 letters, digits and `-_.+`", path.display())]
-    Name { path: PathBuf },
+    #[error(
+        "read `{}`: the name of a set expected up to 64 ASCII letters, digits and `-_.+`, got `{name}`",
+        path.display()
+    )]
+    Name { path: PathBuf, name: String },
     /// A tensor of another kind, or none.
     #[error("read `{}`: `{tensor}` expected {expected}, got {got}", path.display())]
     Tensor { path: PathBuf, tensor: &'static str, expected: String, got: String },
@@ -54,14 +58,18 @@ impl FeaturesError {
     /// What to do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Self::Read { source, .. }
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
                 "`--features` names a folder with `test.safetensors`, `near/NAME.safetensors` and \
                  others; docs/features.md has a snippet that writes it"
             }
             Self::Read { .. } => return None,
             Self::Npz(NpzError::Read { .. }) => return None,
+            Self::Npz(NpzError::Archive { .. }) | Self::Damaged { .. } => {
+                "export the file again: it was cut short, or is another file"
+            }
             Self::Npz(_) => "arrays of plain numbers are read, as `numpy.savez` writes them",
-            Self::Damaged { .. } => "export the file again: it was cut short, or is another file",
             Self::Nothing { .. } => "docs/features.md has the layout, and a snippet that writes it",
             Self::Twice { .. } => "remove or rename one of them",
             Self::Name { .. } => "rename the file",

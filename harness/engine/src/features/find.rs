@@ -111,10 +111,12 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, FeaturesError> {
 /// The name of a file without its ending, where that is one which is read.
 fn stem(path: &Path, warnings: &mut Vec<String>) -> Option<String> {
     let ending = path.extension().and_then(|ending| ending.to_str());
-    if !path.is_dir() && ending.is_some_and(|ending| ENDINGS.contains(&ending)) {
+    let is_folder = path.is_dir();
+    if !is_folder && ending.is_some_and(|ending| ENDINGS.contains(&ending)) {
         return Some(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
     }
-    warnings.push(format!("`{}` is not read: expected .safetensors or .npz", path.display()));
+    let got = if is_folder { ", got a folder" } else { "" };
+    warnings.push(format!("`{}` is not read: expected .safetensors or .npz{got}", path.display()));
     None
 }
 
@@ -143,5 +145,5 @@ fn check_name(name: &str, path: &Path) -> Result<(), FeaturesError> {
     if !name.is_empty() && name.len() <= 64 && name.chars().all(allowed) {
         return Ok(());
     }
-    Err(FeaturesError::Name { path: path.to_owned() })
+    Err(FeaturesError::Name { path: path.to_owned(), name: name.to_owned() })
 }

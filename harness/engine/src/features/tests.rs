@@ -100,13 +100,18 @@ fn what_is_no_part_of_the_layout_is_warned_of() {
     write(&folder.path().join("trian.safetensors"), &set(2));
     write(&folder.path().join("fare/x.safetensors"), &set(2));
     fs::write(folder.path().join("near/x.npy"), "").unwrap();
+    fs::create_dir(folder.path().join("near/z.npz")).unwrap();
     let mut more = set(4);
     more.push(reals("feature", &[1], &[0.0]));
     write(&folder.path().join("near/b.safetensors"), &more);
     let warnings = FeatureFolder::open(folder.path()).unwrap().warnings.join("\n");
-    for part in
-        ["did you mean `train`?", "did you mean `far`?", "x.npy", "did you mean `features`?"]
-    {
+    for part in [
+        "did you mean `train`?",
+        "did you mean `far`?",
+        "x.npy",
+        "did you mean `features`?",
+        "z.npz` is not read: expected .safetensors or .npz, got a folder",
+    ] {
         assert!(warnings.contains(part), "expected {part} in {warnings}");
     }
 }
@@ -118,7 +123,7 @@ fn files_that_are_missing_or_there_twice_are_named() {
     write(&folder.path().join("test.safetensors"), &set(5));
     refused(&folder, &["in `near` or `far`"]);
     write(&folder.path().join("far/x y.safetensors"), &set(5));
-    refused(&folder, &["x y.safetensors", "letters", "rename"]);
+    refused(&folder, &["x y.safetensors", "letters", "got `x y`", "rename"]);
     fs::remove_file(folder.path().join("far/x y.safetensors")).unwrap();
     write(&folder.path().join("far/x.safetensors"), &set(5));
     FeatureFolder::open(folder.path()).unwrap();
@@ -126,6 +131,8 @@ fn files_that_are_missing_or_there_twice_are_named() {
     refused(&folder, &["one file for `far/x`", "x.npz", "x.safetensors"]);
     let nowhere = FeatureFolder::open(&folder.path().join("nowhere")).unwrap_err();
     assert!(nowhere.hint().unwrap().contains("test.safetensors"));
+    let file = FeatureFolder::open(&folder.path().join("test.safetensors")).unwrap_err();
+    assert!(file.hint().unwrap().contains("a folder"));
 }
 
 #[test]
@@ -180,7 +187,7 @@ fn files_that_are_no_tensors_are_refused() {
     }
     fs::remove_file(&path).unwrap();
     fs::write(folder.path().join("test.npz"), "PK\x03\x04 and no more").unwrap();
-    refused(&folder, &["test.npz", "npz file", "numpy.savez"]);
+    refused(&folder, &["test.npz", "npz file", "export the file again"]);
 }
 
 /// The bank's file of a set.

@@ -56,6 +56,11 @@ impl Taps {
         }
     }
 
+    /// Whether there is nothing left to keep.
+    fn are_full(&self) -> bool {
+        self.wanted.iter().all(|name| self.taken.contains_key(name))
+    }
+
     /// What was kept, by name.
     pub fn into_taken(self) -> BTreeMap<String, Tensor> {
         self.taken
@@ -142,6 +147,26 @@ pub trait Network: Send + Sync {
             taps.offer(name, &xs);
         }
         self.finish(&xs, mode, taps)
+    }
+
+    /// Keeps activations of normalised images. What comes behind the last stage that `taps` asks
+    /// for does not run.
+    ///
+    /// # Shapes
+    /// `xs`: `[batch, 3, height, width]`
+    fn fill(&self, xs: &Tensor, mode: Mode, taps: &mut Taps) -> Result<()> {
+        let mut xs = xs.clone();
+        for (stage, name) in self.stage_names().iter().enumerate() {
+            if taps.are_full() {
+                return Ok(());
+            }
+            xs = self.run_stage(stage, &xs, mode, taps)?;
+            taps.offer(name, &xs);
+        }
+        if !taps.are_full() {
+            self.finish(&xs, mode, taps)?;
+        }
+        Ok(())
     }
 }
 

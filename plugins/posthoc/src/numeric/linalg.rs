@@ -193,6 +193,10 @@ pub fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
 /// # Errors
 /// A matrix with values that are not finite.
 pub fn eigen(matrix: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
+    // The decomposition subtracts from the size.
+    if matrix.nrows() == 0 {
+        return Ok((Vec::new(), Mat::new()));
+    }
     let decomposition = matrix
         .self_adjoint_eigen(Side::Lower)
         .map_err(|err| Error::new(format!("eigenvalues do not converge: {err:?}")))?;
@@ -206,17 +210,19 @@ pub fn eigen(matrix: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
 /// A matrix `T` with `T T' = pinv(covariance)`, `[d, rank]`: distances between whitened vectors
 /// are Mahalanobis distances.
 ///
-/// Eigenvalues below `d * epsilon(f64)` times the greatest are dropped, as scipy's `pinvh` does: the
+/// Eigenvalues up to `d * epsilon(f64)` times the greatest are dropped, as scipy's `pinvh` does: the
 /// reference has features in `f32`, but sklearn makes an `f64` covariance of them. Small eigenvalues
 /// matter: of a DenseNet's 342 on CIFAR-10, `epsilon(f32)` would drop 202, and 11 points of AUROC.
+/// Those up to `noise` are dropped too: the variance that rounding makes where there is none, as
+/// [`rounding_noise`](super::moments::rounding_noise) has it, or 0.
 ///
 /// # Errors
 /// A covariance with values that are not finite.
-pub fn whitening(covariance: MatRef<'_, f64>) -> Result<Mat<f64>> {
+pub fn whitening(covariance: MatRef<'_, f64>, noise: f64) -> Result<Mat<f64>> {
     let d = covariance.nrows();
     let (values, vectors) = eigen(covariance)?;
     let greatest = values.iter().fold(0.0f64, |max, value| max.max(value.abs()));
-    let cutoff = d as f64 * f64::EPSILON * greatest;
+    let cutoff = (d as f64 * f64::EPSILON * greatest).max(noise);
     let kept: Vec<usize> = (0..d).filter(|&i| values[i] > cutoff).collect();
     Ok(Mat::from_fn(d, kept.len(), |i, j| vectors[(i, kept[j])] / values[kept[j]].sqrt()))
 }
@@ -308,6 +314,31 @@ impl Stored {
         Ok(MatRef::from_column_major_slice(&self.values, self.rows, self.cols))
     }
 
+    /// Rows times the matrix, `[n, cols]`, all row-major. What comes of a row does not depend on how
+    /// many others there are.
+    ///
+    /// # Errors
+    /// A state whose sizes do not agree with its values, or rows of another size.
+    pub fn products(&self, rows: &[f64]) -> Result<Vec<f64>> {
+        /// Rows of one product, whose shape is always the same, hence its rounding too.
+        const ROWS: usize = 32;
+        let (d, rank) = (self.view()?.nrows(), self.cols);
+        if d == 0 || !rows.len().is_multiple_of(d) {
+            let got = rows.len();
+            return Err(Error::input(format!("rows expected {d} values each, got {got} in all")));
+        }
+        let n = rows.len() / d;
+        let mut out = vec![0.0; n.next_multiple_of(ROWS) * rank];
+        let mut block = vec![0.0; ROWS * d];
+        for (rows, out) in rows.chunks(ROWS * d).zip(out.chunks_exact_mut((ROWS * rank).max(1))) {
+            block[..rows.len()].copy_from_slice(rows);
+            block[rows.len()..].fill(0.0);
+            multiply(&block, &self.values, d, out);
+        }
+        out.truncate(n * rank);
+        Ok(out)
+    }
+
     /// A column of a matrix whose sizes are right, as [`Stored::view`] finds out.
     ///
     /// # Panics
@@ -327,9 +358,17 @@ mod tests {
         let values = [2.0, 0.0, -2.0, 0.0, 0.0, 1.0, 0.0, -1.0];
         let xs = Matrix::new(&values, 4, 2).unwrap();
         let centre = mean(xs);
-        let t = whitening(scatter(xs, |_| &centre).as_ref()).unwrap();
+        let t = whitening(scatter(xs, |_| &centre).as_ref(), 0.0).unwrap();
         let distances = lengths(xs, &centre, &(&t).into()).unwrap();
         assert!(distances.iter().all(|distance| (distance - 2f64.sqrt()).abs() < 1e-9));
+    }
+
+    #[test]
+    fn what_varies_in_no_direction_has_no_eigenvalue() {
+        let none = whitening(Mat::zeros(3, 3).as_ref(), 0.0).unwrap();
+        assert_eq!((none.nrows(), none.ncols()), (3, 0));
+        let (values, vectors) = eigen((none.transpose() * &none).as_ref()).unwrap();
+        assert!(values.is_empty() && vectors.ncols() == 0);
     }
 
     #[test]
@@ -363,7 +402,7 @@ mod tests {
         let values = [1.0, 5.0, -1.0, 5.0];
         let xs = Matrix::new(&values, 2, 2).unwrap();
         let centre = mean(xs);
-        assert_eq!(whitening(scatter(xs, |_| &centre).as_ref()).unwrap().ncols(), 1);
+        assert_eq!(whitening(scatter(xs, |_| &centre).as_ref(), 0.0).unwrap().ncols(), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What several detectors compute: reductions over logits, and linear algebra.
 
 pub mod check;
+pub mod class_sums;
 #[cfg(test)]
 pub(crate) mod formula;
 pub mod further;

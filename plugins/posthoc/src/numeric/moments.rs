@@ -7,6 +7,7 @@ use oodbench_sdk::serde::{Deserialize, Serialize};
 use oodbench_sdk::{Error, Matrix, Result};
 use rayon::prelude::*;
 
+pub use super::head::unchanged;
 use super::linalg::eigen;
 use super::products::multiply;
 
@@ -51,13 +52,6 @@ impl<F: Fn(usize, &[f32], &mut [f64]) + Sync> Source for Changed<'_, F> {
     }
 }
 
-/// The row as it is.
-pub fn unchanged(row: &[f32], out: &mut [f64]) {
-    for (out, &x) in out.iter_mut().zip(row) {
-        *out = f64::from(x);
-    }
-}
-
 /// The row scaled to length 1; a row of zeros stays one.
 pub fn unit(row: &[f32], out: &mut [f64]) {
     unchanged(row, out);
@@ -65,6 +59,16 @@ pub fn unit(row: &[f32], out: &mut [f64]) {
     if length > 0.0 {
         out.iter_mut().for_each(|x| *x /= length);
     }
+}
+
+/// Rows as they are.
+pub fn plain(rows: Matrix<'_>) -> impl Source {
+    Changed { rows, change: |_, row: &[f32], out: &mut [f64]| unchanged(row, out) }
+}
+
+/// Rows scaled to length 1.
+pub fn units(rows: Matrix<'_>) -> impl Source {
+    Changed { rows, change: |_, row: &[f32], out: &mut [f64]| unit(row, out) }
 }
 
 /// `row -= centre`
@@ -319,20 +323,6 @@ impl Principal {
     }
 }
 
-/// A matrix `T` with `T T' = pinv(covariance)`, `[d, rank]`. Eigenvalues are dropped up to
-/// `d * epsilon` times the greatest, as in scipy's `pinvh`, and up to `noise`.
-///
-/// # Errors
-/// A covariance with values that are not finite.
-pub fn inverse_root(covariance: MatRef<'_, f64>, noise: f64) -> Result<Mat<f64>> {
-    let (values, vectors) = eigen(covariance)?;
-    let d = values.len();
-    let greatest = values.iter().fold(0.0f64, |max, value| max.max(value.abs()));
-    let cutoff = (d as f64 * f64::EPSILON * greatest).max(noise);
-    let kept: Vec<usize> = (0..d).filter(|&i| values[i] > cutoff).collect();
-    Ok(Mat::from_fn(d, kept.len(), |i, j| vectors[(i, kept[j])] / values[kept[j]].sqrt()))
-}
-
 /// The variance that rounding makes of `n` equal rows with this mean.
 pub fn rounding_noise(n: usize, mean: &[f64]) -> f64 {
     mean.iter().map(|x| (n as f64 * f64::EPSILON * x).powi(2)).sum()
@@ -352,7 +342,7 @@ pub struct Whitened {
 }
 
 impl Whitened {
-    /// Of points, with a matrix as [`inverse_root`] gives it.
+    /// Of points, with a matrix as [`whitening`](super::linalg::whitening) gives it.
     pub fn new(centre: Vec<f64>, root: MatRef<'_, f64>, points: &[Vec<f64>]) -> Self {
         let (d, rank) = (root.nrows(), root.ncols());
         let along = |point: &[f64], j: usize| -> f64 {
@@ -407,6 +397,7 @@ impl Whitened {
 
 #[cfg(test)]
 mod tests {
+    use super::super::linalg::whitening;
     use super::*;
 
     fn value(i: usize) -> f32 {
@@ -418,8 +409,7 @@ mod tests {
         let (n, d) = (1100, 5);
         let values: Vec<f32> = (0..n * d).map(|i| value(i) * (1 + i / 3000) as f32).collect();
         let rows = Matrix::new(&values, n, d).unwrap();
-        let source =
-            Changed { rows, change: |_, row: &[f32], out: &mut [f64]| unchanged(row, out) };
+        let source = plain(rows);
         let (mean, covariance) = moments(&source);
         let column = |j: usize| rows.rows().map(move |row| f64::from(row[j]));
         for i in 0..d {
@@ -445,8 +435,7 @@ mod tests {
         }
         let values = [1.0, 2.0, 3.0, 0.0, 0.0, 0.0];
         let rows = Matrix::new(&values, 2, 3).unwrap();
-        let source =
-            Changed { rows, change: |_, row: &[f32], out: &mut [f64]| unchanged(row, out) };
+        let source = plain(rows);
         let expected = [14.0, 0.0, 13.0, 4.0, 0.0, 0.0, 0.0, 0.0];
         assert_eq!(principal.energies(&source, &[0, 2, 1]), expected);
         let nothing = Mat::<f64>::zeros(2, 2);
@@ -460,8 +449,7 @@ mod tests {
         let whitened = Whitened::new(vec![1.0, 1.0], root.as_ref(), &points);
         let values: Vec<f32> = (0..70).flat_map(|i| [i as f32, -7.0]).collect();
         let rows = Matrix::new(&values, 70, 2).unwrap();
-        let source =
-            Changed { rows, change: |_, row: &[f32], out: &mut [f64]| unchanged(row, out) };
+        let source = plain(rows);
         for (i, got) in whitened.nearest(&source).into_iter().enumerate() {
             let expected = (i as f64 - 1.0).powi(2).min((i as f64 - 4.0).powi(2)) * 4.0;
             assert!((got - expected).abs() < 1e-9, "{i}: {got}, expected {expected}");
@@ -470,11 +458,11 @@ mod tests {
 
     #[test]
     fn without_variance_every_distance_is_zero() {
-        let root = inverse_root(Mat::<f64>::zeros(2, 2).as_ref(), 0.0).unwrap();
+        let root = whitening(Mat::<f64>::zeros(2, 2).as_ref(), 0.0).unwrap();
         let whitened = Whitened::new(vec![0.0; 2], root.as_ref(), &[vec![1.0, 1.0]]);
         let values = [3.0, 4.0];
         let rows = Matrix::new(&values, 1, 2).unwrap();
-        let source = Changed { rows, change: |_, row: &[f32], out: &mut [f64]| unit(row, out) };
+        let source = units(rows);
         assert_eq!(whitened.nearest(&source), [0.0]);
     }
 }

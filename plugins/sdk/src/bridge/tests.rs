@@ -213,6 +213,10 @@ fn parameters_are_refused_with_their_code() {
         |params| RawError::from(create_with(params, &SilentHost::default()).err().unwrap()).code;
     assert_eq!(code(r#"{"atc": ""}"#), ErrorCode::BAD_PARAMETER);
     assert_eq!(code(r#"{"width": "wide"}"#), ErrorCode::BAD_PARAMETER);
+    let error =
+        create_with(r#"{"act": "none", "width": "wide"}"#, &SilentHost::default()).err().unwrap();
+    let text = error.to_string();
+    assert!(text.starts_with("parameter `width`: invalid type: string \"wide\""), "{text}");
     assert_eq!(code("nonsense"), ErrorCode::BAD_PARAMETER);
 }
 
