@@ -67,9 +67,17 @@ pub fn render(board: &Leaderboard, width: usize, styled: bool) -> String {
         let sets = one_line(&listed([id, ood]));
         notes.push(format!("{SEARCHED} parameters chosen on {sets}: see `search.csv`"));
     }
+    let mut reasons: Vec<(&Row, Vec<String>)> = Vec::new();
     for row in board.rows.iter().filter(|row| !row.status.reason().is_empty()) {
+        let label = one_line(&row.label);
+        match reasons.iter_mut().find(|(first, _)| first.status == row.status) {
+            Some((_, labels)) => labels.push(label),
+            None => reasons.push((row, vec![label])),
+        }
+    }
+    for (row, labels) in reasons {
         let word = paint(row.status.word(), row_style(row));
-        notes.push(format!("{word} {}: {}", one_line(&row.label), row.status.reason()));
+        notes.push(format!("{word} {}: {}", labels.join(", "), row.status.reason()));
     }
     if !notes.is_empty() {
         put(&mut out, "");

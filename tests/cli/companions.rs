@@ -132,7 +132,7 @@ fn an_embedding_has_neither_logits_nor_accuracy() {
         assert!(csv.lines().any(|line| line.starts_with(id)), "{id}\n{csv}");
     }
     let board = scene.read("run/leaderboard.md");
-    assert!(board.contains("needs logits, and classifier `cider.safetensors`"), "{board}");
+    assert!(board.contains("needs logits, and the classifier ("), "{board}");
     assert!(board.contains("accuracy unknown"), "{board}");
     scene.bench(&[&classifier[..], &["--method", "msp"]].concat()).refused(4, &["needs logits"]);
 }
@@ -153,4 +153,11 @@ fn groups_of_classes_are_read_from_the_classifiers_file() {
     ran.succeeded();
     let board = scene.read("run/leaderboard.md");
     assert!(board.contains("| mos |") && board.contains("of MOS"), "{board}");
+}
+
+#[test]
+fn a_baseline_alone_is_not_what_was_asked_for() {
+    // The embedded benchmark runs `msp` beside whatever is named.
+    let ran = Scene::new().run(&["bench", "--method", "conf_branch", "--out", "run"]);
+    ran.refused(4, &["nothing to run", "`conf_branch` needs the further head `confidence`"]);
 }

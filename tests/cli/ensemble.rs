@@ -193,6 +193,9 @@ fn without_checkpoints_there_is_no_ensemble() {
     ensemble(&scene, "[]", &[]).refused(2, &["create `ensemble`", "`checkpoints`", "at least one"]);
     let ran = scene.bench(&["--method", "ensemble", "--set", "ensemble.score=entropy"]);
     ran.refused(2, &["create `ensemble`", "`checkpoints`"]);
+    member(&scene, "b.safetensors", 1, 0.5);
+    let twice = r#"["b.safetensors", "b.safetensors"]"#;
+    ensemble(&scene, twice, &[]).refused(2, &["different files", "b.safetensors twice"]);
     ensemble(&scene, "[1]", &[]).refused(2, &["`checkpoints`", "list of files", "[1]"]);
     assert!(!scene.path("run").exists());
 }

@@ -44,7 +44,7 @@ fn every_detector_that_can_runs_and_the_others_say_what_they_lack() {
     let skipped = with_status(&board, "skipped");
     assert!(skipped.contains(&"odin".to_owned()), "{skipped:?}");
     assert!(
-        ran.stdout.contains("odin: needs images and the classifier itself (images, gradient"),
+        ran.stdout.contains("odin, iodin, adascale: needs images and the classifier itself ("),
         "{}",
         ran.stdout
     );
@@ -183,6 +183,12 @@ fn shifted_sets_count_as_in_distribution_where_that_is_asked_for() {
     ran.succeeded();
     assert!(ran.stdout.contains("full spectrum"), "{}", ran.stdout);
     assert!(scene.read("run/scores/msp.csv").contains("csid"));
+    let nothing = "no covariate-shifted images for `--full-spectrum`";
+    assert!(!ran.stderr.contains(nothing), "{}", ran.stderr);
+    std::fs::remove_dir_all(scene.path("dir/csid")).unwrap();
+    let ran = bench(&scene, &["--method", "msp", "--full-spectrum"]);
+    ran.succeeded();
+    assert!(ran.stderr.contains(nothing), "{}", ran.stderr);
 }
 
 #[test]

@@ -64,10 +64,16 @@ fn example_run(workspace: &Workspace) -> anyhow::Result<u8> {
     let readme = workspace.root.join("README.md");
     let old =
         fs::read_to_string(&readme).with_context(|| format!("read `{}`", readme.display()))?;
-    let new = with_block(&old, &text)
+    let new = with_block(&old, &without_places(&text, &out.display().to_string()))
         .with_context(|| format!("find `{BEGIN}`, a block of code, `{END}` in the README"))?;
     fs::write(&readme, new).with_context(|| format!("write `{}`", readme.display()))?;
     Ok(0)
+}
+
+/// What was printed without the lines that say where on this machine the files lie.
+fn without_places(text: &str, out: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(out)).collect();
+    lines.join("\n")
 }
 
 /// The page with another text in the block of code between the two marks.
@@ -93,6 +99,12 @@ mod tests {
         let expected = "```\na\n```\n<!-- begin: a run -->\nwords\n```text\nnew\n\nnewer\n```\n<!-- end: a run -->\n```\nb\n```\n";
         assert_eq!(new, expected);
         assert_eq!(with_block("no marks", "text"), None);
+    }
+
+    #[test]
+    fn places_on_this_machine_are_left_out() {
+        let text = "msp 90.67\n\n/repo/target/docs-run/leaderboard.csv\n";
+        assert_eq!(without_places(text, "/repo/target/docs-run"), "msp 90.67\n");
     }
 
     #[test]

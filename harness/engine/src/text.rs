@@ -23,9 +23,10 @@ fn without_backtrace(text: &str) -> &str {
     text.find("\n   0: ").map_or(text, |end| text[..end].trim_end())
 }
 
-/// A text as one line.
+/// A text as one line. A remedy, which stands in a paragraph of its own, comes behind a semicolon.
 pub fn one_line(text: &str) -> String {
     without_backtrace(text)
+        .replace("\n\nhint: ", "; hint: ")
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty())
@@ -48,5 +49,6 @@ mod tests {
         assert_eq!(chain(&error), "load `a.safetensors`: no `fc.weight`");
         assert_eq!(one_line(message), "no `fc.weight`");
         assert_eq!(one_line("two\n  lines\n"), "two lines");
+        assert_eq!(one_line("too few images\n\nhint: more"), "too few images; hint: more");
     }
 }

@@ -121,6 +121,12 @@ impl Detector for Ensemble {
         if params.checkpoints.is_empty() {
             return Err(Error::parameter("checkpoints", "at least one file", "[]"));
         }
+        let before = |nth: usize| &params.checkpoints[..nth];
+        let twice = |(nth, name): &(usize, &String)| before(*nth).contains(name);
+        if let Some((_, name)) = params.checkpoints.iter().enumerate().find(twice) {
+            let got = format!("{name} twice");
+            return Err(Error::parameter("checkpoints", "different files", got));
+        }
         Ok(Self { params, host })
     }
 

@@ -89,7 +89,7 @@ impl Detector for Webo {
                     .asset(),
                 Param::new("values", "the weights themselves, in place of a file", "-"),
             ],
-            companion_of: "vos",
+            companion_of: "VOS",
             // -ln(1/2 + 2) and -ln(1/2 2 + 2); the third class does not count.
             example: Example::of_logits(
                 &[&[0.0, 0.0, 0.0], &[std::f32::consts::LN_2, 0.0, 9.0]],

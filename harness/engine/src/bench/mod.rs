@@ -106,17 +106,26 @@ fn prepare_outline<'a>(
 ) -> Result<(Outline, Opened<'a>), EngineError> {
     let opened = request.source.open(&request.cache, request.search)?;
     let (detectors, skipped) = select::select(request, catalogue, &opened)?;
-    if detectors.is_empty() {
+    // A baseline alone is not what was asked for.
+    let is_asked =
+        |id: &String| request.methods.iter().any(|method| method == "all" || method == id);
+    if !detectors.iter().any(|detector| is_asked(&detector.info.id)) {
         let reasons = skipped.iter().map(|s| format!("`{}` {}", s.info.id, s.reason)).collect();
         return Err(EngineError::NothingSelected { reasons });
     }
     trial::refuse_bad_values(request, &detectors, worker)?;
+    let sets = opened.listed();
+    let mut warnings = opened.warnings().to_vec();
+    if request.full_spectrum && !sets.iter().any(|(set, _)| set.role == Role::Csid.as_str()) {
+        warnings
+            .push("there are no covariate-shifted images for `--full-spectrum` to count".into());
+    }
     let outline = Outline {
         detectors,
         skipped,
-        sets: opened.listed(),
+        sets,
         missing: opened.missing().to_vec(),
-        warnings: opened.warnings().to_vec(),
+        warnings,
         origin: opened.origin(),
     };
     Ok((outline, opened))

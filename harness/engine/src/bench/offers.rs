@@ -28,7 +28,7 @@ impl Offers {
     pub(super) fn of(classifier: &ClassifierRef) -> Result<Self, EngineError> {
         let variant = classifier.variant()?;
         let training = &variant.training;
-        let name = format!("classifier `{}` ({variant})", classifier.name);
+        let name = format!("the classifier ({variant})");
         let mut lacking = Vec::new();
         if !training.has_logits() {
             for need in [Needs::LOGITS, Needs::FORWARD] {
