@@ -10,10 +10,14 @@
 
 use oodbench_sdk::prelude::*;
 
-use crate::knn::{Knn, Params};
+use crate::knn::Knn;
+use crate::numeric::companion::{Companion, Scored};
 
 /// Nearest neighbours in CIDER's embedding.
-pub struct Cider(Knn);
+pub type Cider = Scored<Training>;
+
+/// What is known of it.
+pub struct Training;
 
 /// What [`Cider`] and NPOS have in common.
 pub(crate) fn info_of_neighbours() -> Info {
@@ -28,8 +32,8 @@ pub(crate) fn info_of_neighbours() -> Info {
     }
 }
 
-impl Detector for Cider {
-    type Params = Params;
+impl Companion for Training {
+    type Score = Knn;
 
     fn info() -> Info {
         Info {
@@ -41,30 +45,5 @@ impl Detector for Cider {
             companion_of: "CIDER",
             ..info_of_neighbours()
         }
-    }
-
-    fn new(params: Params, host: Host) -> Result<Self> {
-        Ok(Self(Knn::new(params, host)?))
-    }
-
-    fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        self.0.fit(data)
-    }
-
-    fn check_readout(&self, params: &Params) -> Result<()> {
-        self.0.check_readout(params)
-    }
-
-    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        self.0.score(batch, scores)
-    }
-
-    fn score_variants(
-        &mut self,
-        batch: &Batch<'_>,
-        variants: &[Params],
-        scores: &mut [f32],
-    ) -> Result<()> {
-        self.0.score_variants(batch, variants, scores)
     }
 }

@@ -10,13 +10,17 @@
 use oodbench_sdk::prelude::*;
 
 use crate::cider::info_of_neighbours;
-use crate::knn::{Knn, Params};
+use crate::knn::Knn;
+use crate::numeric::companion::{Companion, Scored};
 
 /// Nearest neighbours in NPOS's embedding.
-pub struct Npos(Knn);
+pub type Npos = Scored<Training>;
 
-impl Detector for Npos {
-    type Params = Params;
+/// What is known of it.
+pub struct Training;
+
+impl Companion for Training {
+    type Score = Knn;
 
     fn info() -> Info {
         Info {
@@ -28,30 +32,5 @@ impl Detector for Npos {
             companion_of: "NPOS",
             ..info_of_neighbours()
         }
-    }
-
-    fn new(params: Params, host: Host) -> Result<Self> {
-        Ok(Self(Knn::new(params, host)?))
-    }
-
-    fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        self.0.fit(data)
-    }
-
-    fn check_readout(&self, params: &Params) -> Result<()> {
-        self.0.check_readout(params)
-    }
-
-    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        self.0.score(batch, scores)
-    }
-
-    fn score_variants(
-        &mut self,
-        batch: &Batch<'_>,
-        variants: &[Params],
-        scores: &mut [f32],
-    ) -> Result<()> {
-        self.0.score_variants(batch, variants, scores)
     }
 }

@@ -11,14 +11,17 @@
 use oodbench_sdk::prelude::*;
 
 use crate::mds_pp::MdsPp;
+use crate::numeric::companion::{Companion, Scored};
 use crate::reweightood::info_on_sphere;
 
 /// Mahalanobis distance in PALM's embedding.
-#[derive(Default)]
-pub struct Palm(MdsPp);
+pub type Palm = Scored<Training>;
 
-impl Detector for Palm {
-    type Params = NoParams;
+/// What is known of it.
+pub struct Training;
+
+impl Companion for Training {
+    type Score = MdsPp;
 
     fn info() -> Info {
         Info {
@@ -30,25 +33,5 @@ impl Detector for Palm {
             companion_of: "PALM",
             ..info_on_sphere()
         }
-    }
-
-    fn new(_params: NoParams, _host: Host) -> Result<Self> {
-        Ok(Self::default())
-    }
-
-    fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        self.0.fit(data)
-    }
-
-    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        self.0.score(batch, scores)
-    }
-
-    fn save_state(&self) -> Result<Option<Vec<u8>>> {
-        self.0.save_state()
-    }
-
-    fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.load_state(bytes)
     }
 }

@@ -12,6 +12,7 @@
 use oodbench_sdk::prelude::*;
 
 use crate::mds_pp::MdsPp;
+use crate::numeric::companion::{Companion, Scored};
 
 /// What detectors have in common that score features of length 1 by Mahalanobis distance, for
 /// trainings that leave such.
@@ -25,11 +26,13 @@ pub(crate) fn info_on_sphere() -> Info {
 }
 
 /// Mahalanobis distance in ReweightOOD's embedding.
-#[derive(Default)]
-pub struct ReweightOod(MdsPp);
+pub type ReweightOod = Scored<Training>;
 
-impl Detector for ReweightOod {
-    type Params = NoParams;
+/// What is known of it.
+pub struct Training;
+
+impl Companion for Training {
+    type Score = MdsPp;
 
     fn info() -> Info {
         Info {
@@ -41,25 +44,5 @@ impl Detector for ReweightOod {
             companion_of: "ReweightOOD",
             ..info_on_sphere()
         }
-    }
-
-    fn new(_params: NoParams, _host: Host) -> Result<Self> {
-        Ok(Self::default())
-    }
-
-    fn fit(&mut self, data: &FitData<'_>) -> Result<()> {
-        self.0.fit(data)
-    }
-
-    fn score(&mut self, batch: &Batch<'_>, scores: &mut [f32]) -> Result<()> {
-        self.0.score(batch, scores)
-    }
-
-    fn save_state(&self) -> Result<Option<Vec<u8>>> {
-        self.0.save_state()
-    }
-
-    fn load_state(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.load_state(bytes)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod class_sums;
+pub mod companion;
 #[cfg(test)]
 pub(crate) mod formula;
 pub mod further;
