@@ -18,8 +18,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("oodbench-metrics", &[]),
     ("oodbench-pickle", &[]),
     ("oodbench-record", &[]),
-    ("oodbench-nn", &["oodbench-pickle"]),
-    ("oodbench-diffusion", &["oodbench-nn"]),
+    ("oodbench-cuda", &[]),
+    ("oodbench-nn", &["oodbench-cuda", "oodbench-pickle"]),
+    ("oodbench-diffusion", &["oodbench-cuda", "oodbench-nn"]),
     ("oodbench-datasets", &["oodbench-pickle"]),
     (
         "oodbench-engine",
@@ -50,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("oodbench-diffood", &["oodbench-diffusion", "oodbench-nn", "oodbench-sdk"]),
     ("oodbench-diffood-pack", &["oodbench-diffood", "oodbench-sdk"]),
     ("oodbench-faulty", &["oodbench-sdk"]),
+    ("oodbench-standin", &[]),
     ("xtask", &[]),
 ];
 
@@ -64,7 +66,14 @@ const BEHIND: &[(&str, &[&str])] = &[
     // Numbers cross every other boundary as slices.
     (
         "candle-core",
-        &["oodbench-nn", "oodbench-diffusion", "oodbench-diffood", "oodbench-engine", "oodbench"],
+        &[
+            "oodbench-cuda",
+            "oodbench-nn",
+            "oodbench-diffusion",
+            "oodbench-diffood",
+            "oodbench-engine",
+            "oodbench",
+        ],
     ),
     ("candle-nn", &["oodbench-nn", "oodbench-diffusion", "oodbench-diffood", "oodbench"]),
     // Libraries have errors with fields.
@@ -80,7 +89,9 @@ const MEMORY_SAFETY_IS_OURS: &[(&str, &str)] = &[
     ("plugins/sdk/src/bridge.rs", "a detector is dropped where its panic can be caught"),
     ("plugins/faulty/", "crashes on purpose"),
     ("harness/nn/src/kernels/", "matrix products over pointers, bounds checked before"),
+    ("harness/cuda/", "kernels, foreign libraries and memory of a GPU, sizes checked before"),
     ("datasets/src/mapped.rs", "mapping files"),
+    ("tests/standin/", "a driver: foreign pointers, compiled kernels, stacks of their own"),
     ("tests/cli/plugin.rs", "the source of a library that the test compiles"),
 ];
 

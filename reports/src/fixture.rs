@@ -47,7 +47,13 @@ impl TestRun {
             warnings: Vec::new(),
             detectors: Vec::new(),
             version: "0.1.0".into(),
-            machine: Machine { platform: "toy-os".into(), threads: 2, device: "cpu".into() },
+            machine: Machine {
+                platform: "toy-os".into(),
+                threads: 2,
+                device: "cpu".into(),
+                gpu: None,
+                precision: None,
+            },
         };
         let mut run = Self { run: RunFolder::new(folder.path()), _folder: folder, manifest };
         run.set("id-test", "digits", &[0, 1, 0, 1], &[0, 1, 1, 1]);
@@ -167,6 +173,7 @@ impl TestRun {
                 score_wall_s,
                 peak_bytes: Some(12_345_678),
                 device: "cpu".into(),
+                gpu: None,
                 threads: 2,
             },
             pack: PackId { name: "posthoc".into(), version: "0.1.0".into(), blake3: "ff".into() },

@@ -309,7 +309,7 @@ fn provenance(board: &Leaderboard, page: &mut String) {
             format!(
                 "{}, {}, {} threads",
                 escape(&machine.platform),
-                escape(&machine.device),
+                escape(&machine.device_text()),
                 machine.threads
             ),
         ),

@@ -66,7 +66,7 @@ fn head(board: &Leaderboard, page: &mut String) {
         format!(
             "- Costs measured on: {}, {}, {}",
             text(&machine.platform),
-            text(&machine.device),
+            text(&machine.device_text()),
             counted(machine.threads, "thread")
         ),
     );

@@ -122,7 +122,7 @@ pub struct RowCost {
     pub score_images_per_s: Option<f64>,
     /// The greatest resident memory of any of its workers. Absent where none was measured.
     pub peak_bytes: Option<u64>,
-    /// Where it computed; several, joined by `+`, where a run moved on.
+    /// Where it computed, a GPU by its name; several, joined by `+`, where a run moved on.
     pub device: String,
     /// The most threads that it was allowed.
     pub threads: usize,
@@ -148,8 +148,9 @@ impl RowCost {
             sum.threads = sum.threads.max(cost.threads);
             n_images += scores.len();
             score_s += cost.score_wall_s;
-            if !devices.contains(&cost.device.as_str()) {
-                devices.push(&cost.device);
+            let device = cost.gpu.as_ref().unwrap_or(&cost.device);
+            if !devices.contains(&device.as_str()) {
+                devices.push(device);
             }
         }
         if devices.is_empty() {

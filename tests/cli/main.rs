@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod companions;
 mod denoise;
+mod device;
 mod ensemble;
 mod faulty;
 mod features;

@@ -241,6 +241,21 @@ fn a_configuration_that_makes_no_sense() {
 }
 
 #[test]
+fn numbers_and_devices_that_cannot_be_had() {
+    let scene = scene();
+    let ran = |more: &[&'static str]| scene.run(&diffusion("run", more));
+    ran(&["--device", "cpu", "--precision", "bf16"])
+        .refused(2, &["precision on the CPU expected `f32`, got `bf16`", "hint:"]);
+    ran(&["--precision", "fp8"]).refused(2, &["precision expected `f32`, `tf32` or `bf16`", "fp8"]);
+    ran(&["--device", "cpu,cuda:0"]).refused(2, &["`cuda:N` only, got `cpu,cuda:0`", "hint:"]);
+    ran(&["--device", "cuda:0,cuda:1"]).refused(2, &["this build has no NCCL", "hint:"]);
+    ran(&["--member", "2/2"]).refused(2, &["expected RANK/WORLD, got `2/2`"]);
+    let ran = scene.run(&classifier("run", &["--device", "cpu", "--precision", "bf16"]));
+    ran.refused(2, &["`--precision` of a classifier expected `f32` or `tf32`, got `bf16`"]);
+    assert!(!scene.path("run/train.safetensors").exists());
+}
+
+#[test]
 fn images_that_are_not_there() {
     let scene = scene();
     scene.write("empty/readme", "");

@@ -1,4 +1,4 @@
-"""PyTorch's side of `cargo xtask speed`: the tasks of harness/diffusion/examples/speed.rs.
+"""PyTorch's side of `cargo xtask speed`: the tasks of harness/diffusion/examples/speed.
 
 The networks are written here, in eager float32, from their papers: the U-Net of Ho et al. 2020 and
 ResNet-18 of He et al. 2016 with a 3x3 stem. Weights and inputs follow the formula of
@@ -175,7 +175,8 @@ class UNet(nn.Module):
 
     def embed(self, t):
         half = self.ch // 2
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1)))
+        indices = torch.arange(half, dtype=torch.float32, device=t.device)
+        frequencies = torch.exp(indices * -(math.log(10000) / (half - 1)))
         angles = t[:, None] * frequencies[None]
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -9,7 +9,7 @@ use crate::stage::stage;
 use crate::workspace::{BINARY, PACKS, Profile, Workspace, library};
 
 /// Features of cargo that xtask understands; other values of `--features` are the binary's.
-const FEATURES: &[&str] = &["cuda", "cudnn"];
+const FEATURES: &[&str] = &["cuda", "cudnn", "nccl"];
 
 /// Takes `--features cuda` out of the arguments. The bench itself has a `--features DIR`, which
 /// stays: a folder of that name is written `./cuda`.

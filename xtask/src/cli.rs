@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::gpu;
 use crate::new_plugin;
 use crate::speed;
 use crate::workspace::Profile;
@@ -34,6 +35,7 @@ Examples:
   cargo xtask test --golden                those against reference numbers, in $OODBENCH_SHARED
   cargo xtask speed --python venv/bin/python   our networks against PyTorch's, on the CPU
   cargo xtask speed detectors --openood DIR   our detectors against OpenOOD's
+  cargo xtask gpu prepare                  all that a machine with an NVIDIA GPU needs, in a folder
   cargo xtask run -- --version             the binary with any arguments";
 
 /// What xtask was asked to do.
@@ -62,6 +64,8 @@ pub(crate) enum Task {
     },
     Ci,
     Speed(speed::Task),
+    /// What concerns machines with a GPU.
+    Gpu(gpu::Task),
 }
 
 /// Reads the command line, or prints help and ends. What is built for use comes with the task.
@@ -123,6 +127,7 @@ fn command() -> Command {
             ),
         )
         .subcommand(speed::cli::command())
+        .subcommand(gpu::cli::command())
         .subcommand(Command::new("ci").about("Run what CI runs: formatting, lints, tests, docs"))
 }
 
@@ -162,6 +167,7 @@ fn task(matches: &ArgMatches) -> Task {
             path: matches.get_one::<PathBuf>("path").cloned(),
         }),
         "speed" => Task::Speed(speed::cli::task(matches)),
+        "gpu" => Task::Gpu(gpu::cli::task(matches)),
         "plugins" => Task::Plugins { args: args() },
         "run" => {
             let mut args: Vec<OsString> = args();

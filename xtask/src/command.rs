@@ -21,12 +21,15 @@ pub(crate) struct Step {
     program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
+    /// Variables that it does not get from xtask's own environment.
+    without: Vec<&'static str>,
     folder: Option<PathBuf>,
 }
 
 impl Step {
     pub(crate) fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), args: Vec::new(), env: Vec::new(), folder: None }
+        let program = program.into();
+        Self { program, args: Vec::new(), env: Vec::new(), without: Vec::new(), folder: None }
     }
 
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -44,6 +47,12 @@ impl Step {
         self
     }
 
+    /// Takes a variable out of the environment.
+    pub(crate) fn without(mut self, name: &'static str) -> Self {
+        self.without.push(name);
+        self
+    }
+
     /// Runs in this folder instead of the user's.
     pub(crate) fn folder(mut self, folder: &Path) -> Self {
         self.folder = Some(folder.to_owned());
@@ -53,6 +62,9 @@ impl Step {
     fn to_command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
+        for name in &self.without {
+            command.env_remove(name);
+        }
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
@@ -73,6 +85,12 @@ impl Step {
         let text = String::from_utf8(output.stdout)
             .with_context(|| format!("read what `{self}` wrote"))?;
         Ok((code(output.status), text))
+    }
+
+    /// Runs it and gives its exit code and what it wrote to standard error.
+    pub(crate) fn errors(&self) -> anyhow::Result<(u8, String)> {
+        let output = self.to_command().output().with_context(|| format!("start `{self}`"))?;
+        Ok((code(output.status), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
     /// Shows it, then runs it.
@@ -119,6 +137,10 @@ pub(crate) fn run_all(steps: &[Step]) -> anyhow::Result<u8> {
 /// As one would type it.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.without.is_empty() {
+            f.write_str("env ")?;
+            self.without.iter().try_for_each(|name| write!(f, "-u {name} "))?;
+        }
         for (name, value) in &self.env {
             write!(f, "{name}={} ", quoted(value))?;
         }

@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod command;
 mod docs;
+mod gpu;
 mod hand_over;
 mod new_plugin;
 mod own;
@@ -46,6 +47,7 @@ fn run(task: cli::Task, workspace: &Workspace) -> anyhow::Result<u8> {
         cli::Task::Test { golden: false, args } => check::test(workspace, &args),
         cli::Task::Test { golden: true, args } => check::golden(workspace, &args),
         cli::Task::Ci => check::ci(workspace),
+        cli::Task::Gpu(task) => gpu::run(workspace, &task),
         cli::Task::Speed(task) => speed::run(workspace, &task),
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask speed networks`: ours and PyTorch's on the same weights, in turn, on the CPU.
 //! `speed detectors` is in a file of its own.
 //!
-//! Both sides are programs that read tasks from standard input: `harness/diffusion/examples/speed.rs`
+//! Both sides are programs that read tasks from standard input: `harness/diffusion/examples/speed`
 //! and `xtask/python/speed.py`. Each task alternates between them, so that whatever else the machine
 //! does meets both; the table has medians. Where PyTorch cannot be imported, ours is measured alone.
 

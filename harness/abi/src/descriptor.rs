@@ -110,6 +110,10 @@ impl ParamKind {
     /// host gives the path of the first under `NAME.0`, of the second under `NAME.1`, and so on.
     pub const MANY: Self = Self(1 << 17);
 
+    /// A flag on [`ParamKind::INTEGER`]: the text `auto` is a value too, for which the detector finds
+    /// a number itself.
+    pub const AUTO: Self = Self(1 << 18);
+
     /// Both together: a type and flags.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -132,9 +136,15 @@ impl ParamKind {
         self.0 & Self::MANY.0 != 0
     }
 
+    /// Whether the flag [`ParamKind::AUTO`] is set.
+    pub const fn is_auto(self) -> bool {
+        self.0 & Self::AUTO.0 != 0
+    }
+
     /// How the type is called in help texts.
     pub fn name(self) -> &'static str {
         match self.without_flags() {
+            Self::INTEGER if self.is_auto() => "integer or `auto`",
             Self::INTEGER => "integer",
             Self::NUMBER => "number",
             Self::BOOLEAN => "boolean",

@@ -23,6 +23,8 @@ impl ErrorCode {
     pub const UNSUPPORTED: Self = Self(6);
     /// The host asked to stop.
     pub const CANCELLED: Self = Self(7);
+    /// The memory of a device does not suffice; the message says for how much it would.
+    pub const OUT_OF_MEMORY: Self = Self(8);
 }
 
 /// A failure with its reason.

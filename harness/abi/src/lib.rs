@@ -53,3 +53,7 @@ pub const EPOCH: u32 = 1;
 
 /// The symbol, a `u32`, that a pack exports its epoch under; read before anything else.
 pub const EPOCH_SYMBOL: &str = "OODBENCH_ABI_EPOCH";
+
+/// The symbol of a function without arguments that returns an `RString`: what the pack's detectors can
+/// compute on, for people to read. `[any-thread]` A pack that does not export it computes on the CPU.
+pub const BUILT_FOR_SYMBOL: &str = "oodbench_built_for";

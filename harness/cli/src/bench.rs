@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use oodbench_engine::bench::{
-    BenchRequest, ImageSource, Isolation, Setting, Source, bench, outline,
+    BatchSize, BenchRequest, ImageSource, Isolation, Setting, Source, bench, outline,
 };
 use oodbench_engine::catalogue::catalogue;
 use oodbench_engine::pack::Catalogue;
+use oodbench_nn::device::Chosen;
+use oodbench_nn::precision::Precision;
 
 use crate::config::ConfigFile;
+use crate::device::chosen;
 use crate::environment as env;
 use crate::exit::{DONE, Failure, print};
 use crate::observer::{ProgressMode, Talk};
@@ -44,9 +47,14 @@ pub(crate) struct BenchArgs {
     /// A folder of exported features in place of images and a classifier; see docs/features.md.
     #[arg(long, value_name = "DIR")]
     features: Option<PathBuf>,
-    /// Where to compute: cpu, cuda or cuda:N [default: cpu].
+    /// Where to compute: cpu, cuda, cuda:N, or auto, the first GPU if one answers and the CPU
+    /// otherwise [default: auto; cpu for exported features].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// What the classifier computes in on a GPU: f32 or tf32 [default: f32]. Detectors have
+    /// parameters of their own, as `--set diffood.precision=bf16`.
+    #[arg(long, value_name = "PRECISION", value_parser = precision)]
+    precision: Option<Precision>,
     /// Choose the parameters of each detector on the ID and OOD validation images, among the values
     /// that it suggests; what `--set` says stays.
     #[arg(long)]
@@ -100,9 +108,10 @@ pub(crate) struct BenchArgs {
     /// How many threads to use [default: all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     threads: Option<u64>,
-    /// Images that a network takes at once [default: 128].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    batch_size: Option<u64>,
+    /// Images that a network takes at once, or auto: on a GPU the largest power of two that fits
+    /// and is of use [default: 128].
+    #[arg(long, value_name = "N|auto")]
+    batch_size: Option<BatchSize>,
     /// How the leaderboard is printed.
     #[arg(long, value_enum, default_value = "human")]
     message_format: MessageFormat,
@@ -120,6 +129,14 @@ enum IsolationArg {
     None,
 }
 
+/// What a classifier computes in.
+fn precision(text: &str) -> Result<Precision, String> {
+    match text.parse() {
+        Ok(Precision::Bf16) | Err(_) => Err("expected `f32` or `tf32`".to_owned()),
+        Ok(precision) => Ok(precision),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
     let duration = Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero());
@@ -133,7 +150,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<u8, Failure> {
     let talk = Talk::new(args.progress, args.verbose);
     let worker = env::worker()?;
     let search = env::search_path(&args.plugin_path)?;
-    let request = request(&args)?;
+    let request = request(&args, &talk)?;
     let (catalogue, refused) = catalogue(&worker, &search)?;
     for refused in refused {
         talk.line(&format!("warning: {}", refused.message));
@@ -176,7 +193,7 @@ fn require_packs(
     })
 }
 
-fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
+fn request(args: &BenchArgs, talk: &Talk) -> Result<BenchRequest, Failure> {
     let config = ConfigFile::load(args.config.as_deref())?;
     let methods = if args.method.is_empty() { config.method.clone() } else { args.method.clone() };
     if methods.is_empty() {
@@ -187,6 +204,20 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
     let number = |typed: Option<u64>, file: Option<usize>| typed.map(|n| n as usize).or(file);
     let out = args.out.clone().or_else(|| config.out.clone());
     let out = out.unwrap_or_else(|| PathBuf::from("runs").join(source.name()));
+    let device = args.device.as_deref().or(config.device.as_deref());
+    // Exported features have been computed already.
+    let device = device.or_else(|| matches!(source, Source::Features(_)).then_some("cpu"));
+    let Chosen { name: device, gpu, .. } = chosen(device, talk)?;
+    let precision = match (args.precision, config.precision.as_deref()) {
+        (Some(typed), _) => typed,
+        (None, Some(text)) => precision(text).map_err(|expected| {
+            Failure::usage(format!("`precision` {expected}, got `{text}`"), None)
+        })?,
+        (None, None) => Precision::F32,
+    };
+    if gpu.is_none() && precision != Precision::F32 {
+        crate::device::check(precision, &candle_core::Device::Cpu)?;
+    }
     let memory = args.memory_limit.map(|mib| mib * (1 << 20)).or_else(env::most_of_memory);
     Ok(BenchRequest {
         methods,
@@ -194,16 +225,14 @@ fn request(args: &BenchArgs) -> Result<BenchRequest, Failure> {
         settings: config.settings().chain(args.set.iter().cloned()).collect(),
         cache: absolute(env::cache(args.cache.as_deref())?)?,
         out: absolute(out)?,
-        device: args
-            .device
-            .clone()
-            .or_else(|| config.device.clone())
-            .unwrap_or_else(|| "cpu".into()),
+        device,
+        gpu,
+        precision,
         threads: number(args.threads, config.threads).unwrap_or_else(env::threads),
         seed: args.seed.or(config.seed).unwrap_or(0),
         limit: number(args.limit, config.limit),
         search: args.aps || config.aps,
-        batch_size: number(args.batch_size, config.batch_size).unwrap_or(128).max(1),
+        batch_size: args.batch_size.or(config.batch_size).unwrap_or_default(),
         full_spectrum: args.full_spectrum,
         force: args.force,
         isolation: match args.isolation {

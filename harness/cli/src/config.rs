@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oodbench_engine::bench::Setting;
+use oodbench_engine::bench::{BatchSize, Setting};
 use serde::Deserialize;
 
 use crate::exit::{Failure, SETUP, USAGE};
@@ -19,12 +19,13 @@ pub(crate) struct ConfigFile {
     pub(crate) classifier: Option<String>,
     pub(crate) features: Option<PathBuf>,
     pub(crate) device: Option<String>,
+    pub(crate) precision: Option<String>,
     pub(crate) seed: Option<u64>,
     pub(crate) limit: Option<usize>,
     pub(crate) aps: bool,
     pub(crate) out: Option<PathBuf>,
     pub(crate) threads: Option<usize>,
-    pub(crate) batch_size: Option<usize>,
+    pub(crate) batch_size: Option<BatchSize>,
     /// `[params.knn]` with `K = 50`.
     pub(crate) params: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
 }

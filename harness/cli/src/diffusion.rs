@@ -8,7 +8,8 @@ use candle_core::Device;
 use clap::Args;
 use indicatif::HumanDuration;
 use oodbench_datasets::{Progress, embedded};
-use oodbench_diffusion::checkpoint::{Given, LoadError, LoadedModel, load};
+use oodbench_diffusion::batch::{Batch, Evaluation};
+use oodbench_diffusion::checkpoint::{Given, LoadError, LoadedModel, On, load};
 use oodbench_diffusion::config::Config;
 use oodbench_diffusion::denoise::MOST_AT_ONCE;
 use oodbench_diffusion::picture::{Picture, PictureError};
@@ -16,8 +17,11 @@ use oodbench_diffusion::sampler::{Indexing, Method, Sampler, TOLERANCE};
 use oodbench_engine::EngineError;
 use oodbench_engine::text::chain;
 use oodbench_nn::checkpoint::StateDict;
+use oodbench_nn::device::{AUTO, device};
+use oodbench_nn::precision::Precision;
 use rustix::fs::{Access, access};
 
+use crate::device::chosen;
 use crate::environment as env;
 use crate::exit::{Failure, SETUP, UNFORESEEN, WRITE_FAILED};
 use crate::observer::{ProgressMode, Talk};
@@ -57,12 +61,18 @@ pub(crate) struct DiffusionArgs {
     /// The error that PF allows in a step, absolute and relative, from 0.0000001 to 1.
     #[arg(long, value_name = "NUMBER", default_value_t = TOLERANCE)]
     tolerance: f64,
-    /// Images in one evaluation of the network, both branches of a guidance counted.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = at_once)]
-    pub(crate) batch_size: usize,
-    /// Where to compute: cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub(crate) device: String,
+    /// Images in one evaluation of the network, both branches of a guidance counted; or auto: on a
+    /// GPU the largest power of two that fits and is of use.
+    #[arg(long, value_name = "N|auto", default_value = "64")]
+    pub(crate) batch_size: Batch,
+    /// Where to compute: cpu, cuda, cuda:N, or auto, the first GPU if one answers and the CPU
+    /// otherwise [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// What the network computes in: f32, or on a GPU tf32 or bf16. Other networks of the command
+    /// are in f32, in tf32 if this one is.
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    precision: Precision,
     /// How many threads to use [default: all].
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
@@ -104,12 +114,20 @@ impl DiffusionArgs {
         }
         env::restart_for_networks();
         env::start_threads(self.threads.unwrap_or_else(env::threads))?;
-        Ok(Steps::new(self.progress))
+        let steps = Steps::new(self.progress);
+        let chosen = chosen(self.device.as_deref(), &steps.talk)?;
+        crate::device::check(self.precision, &device(&chosen.name).map_err(EngineError::from)?)?;
+        Ok(steps)
+    }
+
+    /// The device that [`DiffusionArgs::begin`] has said.
+    pub(crate) fn device(&self) -> Result<Device, Failure> {
+        Ok(device(self.device.as_deref().unwrap_or(AUTO)).map_err(EngineError::from)?)
     }
 
     /// Reads the network and checks the sampler against its schedule.
     pub(crate) fn load(&self, steps: &Steps) -> Result<Network<'_>, Failure> {
-        let device = oodbench_nn::device::device(&self.device).map_err(EngineError::from)?;
+        let device = self.device()?;
         let given = match &self.config {
             Some(path) => Given::from(&Config::read(path).map_err(configuration)?),
             None => Given::default(),
@@ -124,7 +142,8 @@ impl DiffusionArgs {
             }
         };
         let file = file.map_err(|error| setup(&error))?;
-        let loaded = load(&file, &given, &device).map_err(|error| {
+        let on = On { device: &device, precision: self.precision, replay: true };
+        let loaded = load(&file, &given, on).map_err(|error| {
             let mut failure = setup(&error);
             if self.config.is_some() && matches!(error, LoadError::Network { .. }) {
                 failure.hint = Some(ANOTHER_NETWORK.to_owned());
@@ -162,6 +181,19 @@ impl DiffusionArgs {
 }
 
 impl Network<'_> {
+    /// How many images the network takes at once, of at most so many, with guidance of this weight.
+    pub(crate) fn batch(&self, beta: f64, most: usize, talk: &Talk) -> Result<usize, Failure> {
+        if let Batch::Of(batch) = self.args.batch_size {
+            return Ok(batch);
+        }
+        let (model, side) = (self.loaded.model.as_ref(), self.loaded.net.image_size());
+        let evaluation = Evaluation { model, beta, size: (side, side), device: &self.device };
+        let most = most.saturating_mul(evaluation.branches()).min(MOST_AT_ONCE);
+        let found = evaluation.largest(most).map_err(|error| setup(&error))?;
+        talk.note(&found.line());
+        Ok(found.batch)
+    }
+
     pub(crate) fn sampler(&self) -> Sampler<'_> {
         let args = self.args;
         Sampler {
@@ -169,6 +201,13 @@ impl Network<'_> {
             tolerance: args.tolerance,
             ..Sampler::new(&self.loaded.schedule, args.method, args.steps)
         }
+    }
+}
+
+/// Says so where a network was not replayed as CUDA graphs, once it has been used.
+pub(crate) fn say_refused(loaded: &LoadedModel, talk: &Talk) {
+    if let Some(warning) = loaded.refused.warning() {
+        talk.line(&format!("warning: {warning}"));
     }
 }
 

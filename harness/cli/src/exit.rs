@@ -19,6 +19,8 @@ pub(crate) const NOTHING_SELECTED: u8 = 4;
 pub(crate) const OUTSTANDING: u8 = 5;
 /// What the run needs is not there or broken.
 pub(crate) const SETUP: u8 = 96;
+/// A batch does not fit into the memory of a GPU. Of a detector it is the outcome of its cells.
+pub(crate) const OUT_OF_MEMORY: u8 = 97;
 /// Cells failed; the others are finished. Or a training diverged.
 pub(crate) const CELLS_FAILED: u8 = 100;
 /// A pack was refused, or did not pass the check.
@@ -40,6 +42,15 @@ impl Failure {
         Self { message: message.into(), hint, code: USAGE }
     }
 
+    /// A batch does not fit into the memory of a GPU; as many images would.
+    pub(crate) fn out_of_memory(message: impl Into<String>, fits: Option<usize>) -> Self {
+        let hint = match fits {
+            Some(fits) => format!("`--batch-size {fits}`, or `--batch-size auto`"),
+            None => "`nvidia-smi` shows what else takes memory".to_owned(),
+        };
+        Self { message: message.into(), hint: Some(hint), code: OUT_OF_MEMORY }
+    }
+
     /// Says it on stderr.
     pub(crate) fn say(&self) {
         let mut text = format!("error: {}\n", self.message);
@@ -59,6 +70,7 @@ impl From<EngineError> for Failure {
             ErrorKind::PackRefused => PLUGIN_REFUSED,
             ErrorKind::NothingSelected => NOTHING_SELECTED,
             ErrorKind::Write => WRITE_FAILED,
+            ErrorKind::OutOfMemory => OUT_OF_MEMORY,
             ErrorKind::Unforeseen => UNFORESEEN,
         };
         Self { message: chain(&error), hint: error.hint(), code }

@@ -11,8 +11,8 @@ mod set;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use oodbench_diffusion::batch::{Batch, DEFAULT_BATCH};
 use oodbench_diffusion::fid::{FidError, frechet_distance};
-use oodbench_engine::EngineError;
 use oodbench_engine::text::chain;
 use oodbench_nn::inception::{FILE_HINT, N_FEATURES};
 use oodbench_nn::npz::{NpzError, NpzWriter};
@@ -95,7 +95,7 @@ enum MessageFormat {
 pub(crate) fn run(args: &FidArgs) -> Result<u8, Failure> {
     let mut steps = args.diffusion.begin()?;
     let sets = sets(args)?;
-    let device = oodbench_nn::device::device(&args.diffusion.device).map_err(EngineError::from)?;
+    let device = args.diffusion.device()?;
     if let Some(path) = &args.save {
         // A place that cannot be written to is better known now than in an hour.
         NpzWriter::create(path).map_err(|error| failure(error.into()))?;
@@ -104,7 +104,12 @@ pub(crate) fn run(args: &FidArgs) -> Result<u8, Failure> {
     let network = match needs_network {
         true => {
             let path = args.inception.as_deref();
-            Some(Network::load(path, &device, args.diffusion.batch_size)?)
+            let batch = match args.diffusion.batch_size {
+                Batch::Of(batch) => batch,
+                // Inception at 299 pixels keeps a GPU busy with that.
+                Batch::Auto => DEFAULT_BATCH,
+            };
+            Some(Network::load(path, &device, batch)?)
         }
         false => None,
     };

@@ -10,10 +10,13 @@ use oodbench_datasets::{
 use oodbench_diffusion::interpolate::{Angle, InterpolateError, Interpolated, Interpolation};
 use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_engine::text::chain;
+use oodbench_nn::device::is_out_of_memory;
 
-use crate::diffusion::{DiffusionArgs, check_folder, check_place, no_picture, write};
+use crate::diffusion::{
+    DiffusionArgs, check_folder, check_place, no_picture, say_refused, write,
+};
 use crate::environment as env;
-use crate::exit::{DONE, Failure, SETUP, UNFORESEEN, USAGE, print};
+use crate::exit::{DONE, Failure, OUT_OF_MEMORY, SETUP, UNFORESEEN, USAGE, print};
 
 /// What is shown when no images are named: some pairs of the benchmark.
 const SHOWN: [usize; 6] = [0, 1, 13, 26, 38, 47];
@@ -89,7 +92,7 @@ pub(crate) fn run(args: &InterpolateArgs) -> Result<u8, Failure> {
             AngleArg::Pair => Angle::PerPair,
             AngleArg::Batch => Angle::WholeBatch,
         },
-        batch: args.diffusion.batch_size,
+        batch: network.batch(0.0, images.len(), &steps.talk)?,
     };
     steps.begin("interpolate", interpolation.evaluations(images.len() / 2));
     let outcome = interpolation.run(&first, &second, &mut || {
@@ -98,6 +101,7 @@ pub(crate) fn run(args: &InterpolateArgs) -> Result<u8, Failure> {
     });
     let seconds = steps.end();
     let found = outcome.map_err(|error| refused(&error))?;
+    say_refused(&network.loaded, &steps.talk);
     let pictures = Pictures::new(&first, &second, &found)?;
     if let Some(folder) = &args.singles {
         pictures.write_singles(folder, &found.strides)?;
@@ -263,6 +267,7 @@ fn refused(error: &InterpolateError) -> Failure {
     let (code, hint) = match error {
         InterpolateError::Steps { .. } => (USAGE, Some("`--steps 50` is usual")),
         InterpolateError::NotFinite { .. } => (SETUP, Some("are the weights whole?")),
+        _ if is_out_of_memory(error) => (OUT_OF_MEMORY, Some("a smaller `--batch-size`")),
         _ => (UNFORESEEN, None),
     };
     Failure { message: chain(error), hint: hint.map(str::to_owned), code }

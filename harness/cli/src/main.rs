@@ -7,6 +7,7 @@ mod bench;
 mod config;
 mod data;
 mod denoise;
+mod device;
 mod diffusion;
 mod environment;
 mod exit;
@@ -37,7 +38,7 @@ Examples:
   oodbench plugin list                         every detector and what it needs
 
 Exit codes: 0 done, 1 unforeseen, 2 usage, 4 nothing to run, 5 cells outstanding, 96 setup,
-100 cells failed, 103 plugin refused, 110 a result cannot be saved."
+97 a GPU's memory is full, 100 cells failed, 103 plugin refused, 110 a result cannot be saved."
 )]
 struct Cli {
     #[command(subcommand)]

@@ -140,10 +140,11 @@ fn needs(detector: &DetectorInfo) -> String {
 
 fn describe(pack: &PackSummary) -> String {
     let mut text = format!(
-        "{} {} (sdk {})\n{}\nblake3 {}\n",
+        "{} {} (sdk {}), built for {}\n{}\nblake3 {}\n",
         pack.name,
         pack.version,
         pack.sdk_version,
+        pack.built_for,
         pack.path.display(),
         pack.blake3
     );

@@ -7,7 +7,9 @@ use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_diffusion::sample::{Classes, Request, SampleError, sample};
 use oodbench_engine::text::chain;
 
-use crate::diffusion::{DiffusionArgs, Steps, check_folder, check_place, positive, write};
+use crate::diffusion::{
+    DiffusionArgs, Steps, check_folder, check_place, positive, say_refused, write,
+};
 use crate::exit::{DONE, Failure, SETUP, UNFORESEEN, USAGE, print};
 
 /// So many images go into the grid at most.
@@ -87,7 +89,7 @@ pub(crate) fn run(args: &SampleArgs) -> Result<u8, Failure> {
         seed: args.seed,
         classes: args.class.clone(),
         beta: args.beta,
-        batch: args.diffusion.batch_size,
+        batch: network.batch(args.beta, args.n, &steps.talk)?,
         device: &network.device,
     };
     if let Some(other) = of_another_sample(&args.out, &request.images) {
@@ -106,6 +108,7 @@ pub(crate) fn run(args: &SampleArgs) -> Result<u8, Failure> {
         }
         Ok(())
     })?;
+    say_refused(&network.loaded, &steps.talk);
     let side = request.model.image_size();
     write(&Picture::collect(&shown, &Grid::new(8).legible(side)), &grid)?;
     let n = args.n;
@@ -182,6 +185,9 @@ fn refused(error: &SampleError) -> Failure {
         SampleError::NoClasses { .. } => (USAGE, Some("leave `--class` out")),
         SampleError::NotFinite { .. } => {
             (SETUP, Some("are the weights whole, and is `--beta` not too large?"))
+        }
+        SampleError::OutOfMemory { fits, .. } => {
+            return Failure::out_of_memory(chain(error), *fits);
         }
         _ => (UNFORESEEN, None),
     };

@@ -24,11 +24,14 @@ use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use oodbench_diffusion::config::{ConfigError, ConfigProblem};
 use oodbench_engine::text::chain;
+use oodbench_nn::precision::Precision;
 use oodbench_nn::tensor_file::TensorFileError;
 use oodbench_nn::train::TrainError;
 
-use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, UNFORESEEN, USAGE, WRITE_FAILED};
-use crate::observer::ProgressMode;
+use crate::exit::{
+    CELLS_FAILED, DONE, Failure, OUT_OF_MEMORY, SETUP, UNFORESEEN, USAGE, WRITE_FAILED,
+};
+use crate::observer::{ProgressMode, Talk};
 
 /// What to train.
 #[derive(Debug, Args)]
@@ -78,9 +81,14 @@ struct RunArgs {
     /// The folder of the training [default: runs/train/NAME, as the configuration is named].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Where to train: `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    /// Where to train: `cpu`, `cuda`, `cuda:N`, or `auto`, the first GPU if one answers and the CPU
+    /// otherwise. A diffusion network also on several: `cuda:0,cuda:1`.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
+    /// What networks compute in: `f32`, `tf32` (products keep 10 bits) or `bf16` (activations; a
+    /// diffusion network's only). Weights, gradients and loss are `f32` in each. The CPU has `f32`.
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    precision: Precision,
     /// The seed of everything random.
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
@@ -93,6 +101,20 @@ struct RunArgs {
     /// How progress is shown.
     #[arg(long, value_enum, default_value = "auto")]
     progress: ProgressMode,
+}
+
+impl RunArgs {
+    /// Puts what `auto` comes to in its place.
+    fn choose_device(&mut self) -> Result<(), Failure> {
+        // Several are for `train diffusion` to choose.
+        if self.device.contains(',') {
+            return Ok(());
+        }
+        let typed = Some(self.device.as_str()).filter(|name| *name != oodbench_nn::device::AUTO);
+        let talk = Talk::new(self.progress, false);
+        self.device = crate::device::chosen(typed, &talk)?.name;
+        Ok(())
+    }
 }
 
 /// Options of `train embedded`.
@@ -132,8 +154,14 @@ pub(crate) enum NetworkName {
 pub(crate) fn run(args: TrainArgs) -> Result<u8, Failure> {
     crate::environment::restart_for_networks();
     match args.command {
-        TrainCommand::Diffusion(args) => diffusion::run(&args),
-        TrainCommand::Classifier(args) => classifier::run(&args),
+        TrainCommand::Diffusion(mut args) => {
+            args.run.choose_device()?;
+            diffusion::run(&args)
+        }
+        TrainCommand::Classifier(mut args) => {
+            args.run.choose_device()?;
+            classifier::run(&args)
+        }
         TrainCommand::Embedded(args) => embedded::run(&args).map(|()| DONE).map_err(Failure::from),
     }
 }
@@ -148,10 +176,17 @@ fn out(typed: Option<&Path>, config: &Path) -> PathBuf {
 
 fn device(name: &str) -> Result<Device, Failure> {
     oodbench_nn::device::device(name).map_err(|error| Failure {
-        hint: error.hint().map(str::to_owned),
+        hint: error.hint(),
         message: chain(&error),
         code: SETUP,
     })
+}
+
+/// The device, with the precision that its networks are to compute in.
+fn device_in(name: &str, precision: Precision) -> Result<Device, Failure> {
+    let device = device(name)?;
+    crate::device::check(precision, &device)?;
+    Ok(device)
 }
 
 /// A configuration that cannot be read, or says something wrong.
@@ -162,6 +197,14 @@ pub(crate) fn configuration(error: ConfigError) -> Failure {
 
 impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
+        if let TrainError::Tensor(source) = &error
+            && oodbench_nn::device::is_out_of_memory(source)
+        {
+            let hint = "a smaller `batch_size`, with a larger `Train.accum_num` in turn, takes less \
+                        memory; `nvidia-smi` shows what else does";
+            let message = format!("train: the GPU's memory is full: {}", chain(&error));
+            return Self { message, hint: Some(hint.to_owned()), code: OUT_OF_MEMORY };
+        }
         let code = match &error {
             TrainError::TooFewImages { .. }
             | TrainError::Recipe { .. }

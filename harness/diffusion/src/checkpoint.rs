@@ -12,12 +12,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
 use oodbench_nn::checkpoint::StateDict;
+use oodbench_nn::precision::Precision;
 use oodbench_nn::tensor_file::{self, Entry, TensorFileError, Text};
 use serde::de::DeserializeOwned;
 
 use crate::config::{Config, ConfigError, ScheduleSection};
 use crate::net::{EpsModel, NetConfig};
+use crate::replay::{Refused, replayed};
 use crate::schedule::{Schedule, ScheduleConfig, ScheduleError};
 
 /// Where the metadata of a file keeps its [`NetConfig`] as JSON.
@@ -115,19 +118,59 @@ impl From<&Config> for Given {
     }
 }
 
+/// Where a network is to compute, and how. From a device alone: in `f32`, launch by launch.
+#[derive(Clone, Copy, Debug)]
+pub struct On<'a> {
+    pub device: &'a Device,
+    /// Whether products in `f32` may use TF32 is a matter of the process, not of a network:
+    /// [`oodbench_nn::device::set_precision`].
+    pub precision: Precision,
+    /// Whether its work on a GPU is recorded and replayed; see [`replayed`].
+    pub replay: bool,
+}
+
+impl<'a> From<&'a Device> for On<'a> {
+    fn from(device: &'a Device) -> Self {
+        Self { device, precision: Precision::F32, replay: false }
+    }
+}
+
+impl On<'_> {
+    /// Builds a network on the variables of `vb`, and says where it says that it is not replayed.
+    ///
+    /// # Errors
+    /// Those of [`NetConfig::build_in`].
+    pub fn build(
+        self,
+        net: &NetConfig,
+        vb: VarBuilder<'_>,
+    ) -> candle_core::Result<(Box<dyn EpsModel>, Refused)> {
+        let model = net.build_in(vb, self.precision)?;
+        Ok(if self.replay { replayed(model) } else { (model, Refused::default()) })
+    }
+}
+
 /// A network that is ready for use, and the schedule that it was trained on.
 pub struct LoadedModel {
     pub model: Box<dyn EpsModel>,
     pub net: NetConfig,
     pub schedule: Schedule,
+    /// Why the network is not replayed, once that is known.
+    pub refused: Refused,
 }
 
 /// Builds the network of a file.
 ///
 /// # Errors
 /// A file that does not describe itself and holds none of the networks of this crate, a
-/// configuration that does not fit its tensors, or tensors that no layer asks for.
-pub fn load(file: &StateDict, given: &Given, device: &Device) -> Result<LoadedModel, LoadError> {
+/// configuration that does not fit its tensors, tensors that no layer asks for, or a precision that
+/// the device does not have.
+pub fn load<'a>(
+    file: &StateDict,
+    given: &Given,
+    on: impl Into<On<'a>>,
+) -> Result<LoadedModel, LoadError> {
+    let on = on.into();
     let net = match (&given.net, metadata::<NetConfig>(file, NET_KEY)?) {
         (Some(net), _) => net.clone(),
         (None, Some(net)) => net,
@@ -139,16 +182,16 @@ pub fn load(file: &StateDict, given: &Given, device: &Device) -> Result<LoadedMo
     };
     let path = file.path().to_owned();
     schedule.check().map_err(|source| LoadError::Schedule { path: path.clone(), source })?;
-    let (vb, usage) = file.builder(device);
-    let model = net
-        .build(vb)
+    let (vb, usage) = file.builder(on.device);
+    let (model, refused) = on
+        .build(&net, vb)
         .map_err(|source| LoadError::Network { path: path.clone(), source: Box::new(source) })?;
     // A configuration that leaves out a part of the network would give wrong noise in silence.
     let mut unused = usage.unused().into_iter();
     if let Some(key) = unused.next() {
         return Err(LoadError::Unused { path, key, more: unused.len() });
     }
-    Ok(LoadedModel { model, net, schedule: Schedule::new(&schedule) })
+    Ok(LoadedModel { model, net, schedule: Schedule::new(&schedule), refused })
 }
 
 /// The subject of `belong`, and it.

@@ -41,10 +41,19 @@ impl Guided<'_> {
             Some(&Tensor::cat(&[classes, &no_class], 0)?),
             Pass::Sample,
         )?;
-        let conditional = both.narrow(0, 0, batch)?;
-        let unconditional = both.narrow(0, batch, batch)?;
-        (conditional * (1.0 + self.beta))? - (unconditional * self.beta)?
+        apart(&both, batch, self.beta)
     }
+}
+
+/// The guided noise of both branches, one behind the other.
+fn apart(both: &Tensor, batch: usize, beta: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if both.device().is_cuda() && !both.track_op() {
+        return oodbench_cuda::sampler::guide(both, beta);
+    }
+    let conditional = both.narrow(0, 0, batch)?;
+    let unconditional = both.narrow(0, batch, batch)?;
+    (conditional * (1.0 + beta))? - (unconditional * beta)?
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use oodbench_nn::device::is_out_of_memory;
 use oodbench_nn::formula::Stream;
 
+use crate::batch::Evaluation;
+use crate::denoise::error::full;
 use crate::guidance::Guided;
 use crate::net::EpsModel;
 use crate::sampler::Sampler;
@@ -27,6 +30,13 @@ pub enum SampleError {
     NoClasses { got: u32 },
     #[error("image {image} expected finite pixels, got {got}")]
     NotFinite { image: usize, got: f32 },
+    #[error("{}", full(*batch, *fits))]
+    OutOfMemory {
+        /// Images of one evaluation, both branches of the guidance counted.
+        batch: usize,
+        /// As many would fit, if any do.
+        fits: Option<usize>,
+    },
     #[error("sample images {} to {}", images.start, images.end)]
     Network {
         images: Range<usize>,
@@ -82,8 +92,13 @@ impl Request<'_> {
         if self.sampler.method.is_adaptive() {
             return 1;
         }
-        let branches = if self.model.n_classes() > 0 && self.beta != 0.0 { 2 } else { 1 };
-        (self.batch / branches).max(1)
+        (self.batch / self.evaluation().branches()).max(1)
+    }
+
+    /// One evaluation of the network.
+    pub fn evaluation(&self) -> Evaluation<'_> {
+        let side = self.model.image_size();
+        Evaluation { model: self.model, beta: self.beta, size: (side, side), device: self.device }
     }
 
     /// How often the network is evaluated, and `tick` called; a guess for an adaptive method.
@@ -158,6 +173,11 @@ pub fn sample(
             Err(source) => {
                 return Err(match refusal {
                     Some(refusal) => SampleError::Caller(refusal),
+                    None if is_out_of_memory(&source) => {
+                        let evaluation = request.evaluation();
+                        let batch = numbers.len() * evaluation.branches();
+                        SampleError::OutOfMemory { batch, fits: evaluation.fits_below(batch) }
+                    }
                     None => SampleError::Network { images: numbers, source: Box::new(source) },
                 });
             }

@@ -5,7 +5,7 @@
 //! are the reference's numbers, bit for bit. A schedule that was published is never changed;
 //! another one is added.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// The shape of a schedule.
@@ -166,20 +166,18 @@ impl Schedule {
     /// # Errors
     /// A step outside of the schedule.
     pub fn diffuse(&self, xs: &Tensor, t: &[usize], noise: &Tensor) -> Result<Tensor> {
-        let signal = self.per_image(t, |alpha_bar| alpha_bar.sqrt(), xs.device())?;
-        let scale = self.per_image(t, |alpha_bar| (1.0 - alpha_bar).sqrt(), xs.device())?;
-        xs.broadcast_mul(&signal)? + noise.broadcast_mul(&scale)?
+        let (signal, scale) = self.factors(t)?;
+        let per_image = |values| Tensor::from_vec(values, (t.len(), 1, 1, 1), xs.device());
+        xs.broadcast_mul(&per_image(signal)?)? + noise.broadcast_mul(&per_image(scale)?)?
     }
 
-    fn per_image(&self, t: &[usize], f: impl Fn(f32) -> f32, device: &Device) -> Result<Tensor> {
-        let values = t
-            .iter()
-            .map(|&t| match self.alpha_bar.get(t) {
-                Some(&alpha_bar) => Ok(f(alpha_bar)),
-                None => candle_core::bail!("step expected below {}, got {t}", self.steps()),
-            })
-            .collect::<Result<Vec<f32>>>()?;
-        Tensor::from_vec(values, (t.len(), 1, 1, 1), device)
+    /// What an image and its noise are multiplied with, for each step.
+    pub(crate) fn factors(&self, t: &[usize]) -> Result<(Vec<f32>, Vec<f32>)> {
+        let of_step = |&t: &usize| match self.alpha_bar.get(t) {
+            Some(&alpha_bar) => Ok((alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt())),
+            None => candle_core::bail!("step expected below {}, got {t}", self.steps()),
+        };
+        t.iter().map(of_step).collect()
     }
 }
 
@@ -192,6 +190,7 @@ fn linspace(start: f64, end: f64, n: usize) -> impl Iterator<Item = f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     fn check(kind: Kind, alpha_bar_last: f32) {
         let schedule = Schedule::new(&ScheduleConfig { kind, ..Default::default() });

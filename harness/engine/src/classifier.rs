@@ -11,8 +11,9 @@ use oodbench_nn::checkpoint::{self, StateDict};
 use oodbench_nn::classifier::{
     self, Classifier, ClassifierError, ClassifierSpec, KnownCheckpoint, Normalisation,
 };
-use oodbench_nn::device::device;
+use oodbench_nn::device::{device, set_precision};
 use oodbench_nn::heads::Variant;
+use oodbench_nn::precision::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::asset;
@@ -97,9 +98,10 @@ impl ClassifierRef {
     /// Loads the network.
     ///
     /// # Errors
-    /// See [`ClassifierError`]; a device that cannot be had.
-    pub fn load(&self, on: &str) -> Result<Classifier, EngineError> {
+    /// See [`ClassifierError`]; a device that cannot be had, or does not have the precision.
+    pub fn load(&self, on: &str, precision: Precision) -> Result<Classifier, EngineError> {
         let device = device(on)?;
+        set_precision(precision, &device)?;
         let weights = StateDict::open(&self.weights).map_err(ClassifierError::from)?;
         let (arch, groups) = (self.arch.as_deref(), self.groups.as_deref());
         let Self { n_classes, normalisation, .. } = *self;
@@ -116,8 +118,8 @@ impl ClassifierRef {
         Ok(classifier::variant(&self.weights, &shapes, arch, groups, self.n_classes)?)
     }
 
-    /// Hash of all that decides its outputs: weights, normalisation, kind of device.
-    pub fn key(&self, on: &str) -> String {
+    /// Hash of all that decides its outputs: weights, normalisation, kind of device, precision.
+    pub fn key(&self, on: &str, precision: Precision) -> String {
         let mut key = KeyBuilder::new("classifier/1");
         key.part("weights", &self.blake3);
         key.part("classes", &self.n_classes.to_string());
@@ -128,6 +130,10 @@ impl ClassifierRef {
         key.part("mean", &bits(self.normalisation.mean));
         key.part("std", &bits(self.normalisation.std));
         key.part("device", device_kind(on));
+        // Absent where it is what it was before there was a choice.
+        if precision != Precision::F32 {
+            key.part("precision", precision.name());
+        }
         key.finish()
     }
 }

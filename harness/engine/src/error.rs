@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use oodbench_datasets::DatasetError;
 use oodbench_nn::classifier::ClassifierError;
 use oodbench_nn::device::DeviceError;
+use oodbench_nn::precision::PrecisionError;
 use oodbench_record::{RecordError, SetRef};
 
 use crate::catalogue::Refused;
@@ -87,6 +88,15 @@ pub enum EngineError {
     /// The operating system refused.
     #[error("{action} `{}`", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// The memory of the classifier's device does not suffice.
+    #[error(
+        "run the classifier on {set}: a batch of {batch} images does not fit into the memory of the device, {}",
+        fits.map_or("no smaller one does".to_owned(), |fits| format!("{fits} would"))
+    )]
+    OutOfMemory { set: String, batch: usize, fits: Option<usize> },
+    /// The numbers that the classifier was to compute in.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
     /// The network refused.
     #[error("run the classifier on {set}")]
     Network { set: String, source: candle_core::Error },
@@ -105,6 +115,8 @@ pub enum ErrorKind {
     NothingSelected,
     /// A result that cannot be saved.
     Write,
+    /// The memory of a device.
+    OutOfMemory,
     /// Anything else.
     Unforeseen,
 }
@@ -137,7 +149,13 @@ impl EngineError {
             Self::Dataset(error) => error.hint(),
             Self::Classifier(error) => error.hint(),
             Self::Features(error) => error.hint(),
-            Self::Device(error) => error.hint().map(str::to_owned),
+            Self::Device(error) => error.hint(),
+            Self::OutOfMemory { fits: Some(fits), .. } => {
+                Some(format!("start the same command with `--batch-size {fits}`"))
+            }
+            Self::OutOfMemory { fits: None, .. } => {
+                Some("`nvidia-smi` shows what else takes memory".into())
+            }
             Self::Pack(error) => error.hint(),
             Self::Refused(refused) => refused.hint.clone(),
             Self::Catalogue(error) => Some(error.hint()),
@@ -185,7 +203,9 @@ impl EngineError {
             | Self::RefusedValue { .. }
             | Self::NoAsset { .. }
             | Self::NoClassifier { .. }
+            | Self::Precision(_)
             | Self::Usage { .. } => ErrorKind::Usage,
+            Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
             Self::Dataset(
                 DatasetError::BenchmarkSyntax { .. } | DatasetError::Benchmark { .. },
             ) => ErrorKind::Usage,

@@ -13,7 +13,8 @@ use oodbench_abi::{
 };
 use oodbench_datasets::Pack;
 use oodbench_nn::classifier::Classifier;
-use oodbench_nn::device::device;
+use oodbench_nn::device::{device, give_back, is_out_of_memory, set_precision};
+use oodbench_nn::precision::Precision;
 
 use crate::bank::HeadFile;
 use crate::check::memory::{MemoryTensor, bad_input};
@@ -26,6 +27,10 @@ use crate::job::Event;
 /// Images that the classifier takes at once when a detector hands it more.
 const FORWARD_BATCH: usize = 128;
 
+/// Pixels of the images that a classifier on a GPU takes at once, if that is more: 1024 images of
+/// CIFAR's size.
+const FORWARD_PIXELS: usize = 1 << 20;
+
 /// Where events go. `[any-thread]`
 pub type Say = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -35,6 +40,8 @@ pub struct WorkerHost {
     pub(crate) seed: u64,
     pub(crate) threads: usize,
     pub(crate) device: String,
+    /// What the classifier computes in.
+    pub(crate) precision: Precision,
     pub(crate) assets: BTreeMap<String, PathBuf>,
     /// Absent where it was not exported.
     pub(crate) head: Option<PathBuf>,
@@ -128,6 +135,8 @@ impl WorkerHost {
         }
         let &ClassifierRef { n_classes, normalisation, .. } = self.known_classifier()?;
         let device = device(&self.device).map_err(failed)?;
+        // As for the run's own classifier, which may not have been asked for.
+        set_precision(self.precision, &device).map_err(failed)?;
         let classifier = load_other(path, n_classes, normalisation, &device).map_err(failed)?;
         let classifier = Arc::new(classifier);
         others.insert(path.to_owned(), Arc::clone(&classifier));
@@ -146,7 +155,8 @@ impl WorkerHost {
         if let Some(classifier) = &*loaded {
             return Ok(Arc::clone(classifier));
         }
-        let classifier = Arc::new(self.known_classifier()?.load(&self.device).map_err(failed)?);
+        let classifier =
+            Arc::new(self.known_classifier()?.load(&self.device, self.precision).map_err(failed)?);
         *loaded = Some(Arc::clone(&classifier));
         Ok(classifier)
     }
@@ -366,11 +376,33 @@ impl Extended for WorkerHost {
     }
 }
 
+/// Logits and features of images, as many at once as the classifier's device has memory for.
 fn forward(classifier: &Classifier, images: &Images<'_>) -> Outcome<ForwardOutputs> {
-    joined(parts(images.n).map(|range| {
-        let outputs = classifier.forward(images.part(&range), images.size);
-        network::outputs(&outputs.map_err(failed)?)
-    }))
+    let (height, width) = images.size;
+    let mut at_once = match classifier.device().is_cpu() {
+        true => FORWARD_BATCH,
+        false => (FORWARD_PIXELS / (height * width).max(1)).max(FORWARD_BATCH),
+    };
+    let mut all = ForwardOutputs { logits: RVec::new(), features: RVec::new() };
+    let mut first = 0;
+    while first < images.n {
+        let range = first..(first + at_once).min(images.n);
+        match classifier.forward(images.part(&range), images.size) {
+            Ok(outputs) => {
+                let part = network::outputs(&outputs)?;
+                all.logits.extend(part.logits);
+                all.features.extend(part.features);
+                first = range.end;
+            }
+            // The detector has taken what it takes; the classifier makes do with the rest.
+            Err(error) if is_out_of_memory(&error) && range.len() > 1 => {
+                give_back(classifier.device()).map_err(failed)?;
+                at_once = range.len() / 2;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

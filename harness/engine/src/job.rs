@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use oodbench_nn::precision::Precision;
 use oodbench_record::{Outcome, PackId, SetRef};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -26,6 +27,10 @@ pub struct Job {
     pub seed: u64,
     pub threads: usize,
     pub device: String,
+    /// The GPU's name, where the device is one.
+    pub gpu: Option<String>,
+    /// What the classifier computes in.
+    pub precision: Precision,
     /// How many images a batch has where pixels are asked for.
     pub batch_size: usize,
     /// Resident and data memory that the worker may use, in bytes.

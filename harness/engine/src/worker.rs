@@ -53,7 +53,11 @@ pub fn run_job(job: &Job, say: &Say) {
 
 /// How an error of a detector is called.
 fn outcome_of(error: &RawError) -> Outcome {
-    if error.code == ErrorCode::PANICKED { Outcome::Panicked } else { Outcome::Error }
+    match error.code {
+        ErrorCode::PANICKED => Outcome::Panicked,
+        ErrorCode::OUT_OF_MEMORY => Outcome::OutOfMemory,
+        _ => Outcome::Error,
+    }
 }
 
 fn failed(what: &str, error: &RawError) -> Stop {
@@ -83,6 +87,7 @@ fn run(job: &Job, say: &Say, warnings: &Arc<Mutex<Vec<String>>>) -> Result<(), S
             seed: job.seed,
             threads: job.threads,
             device: job.device.clone(),
+            precision: job.precision,
             assets: job.assets.clone(),
             head: job.head.clone(),
             classifier: job.classifier.clone(),

@@ -3,6 +3,7 @@
 mod error;
 mod known;
 mod spec;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::layers::Mode;
 pub use error::ClassifierError;
 pub use known::KnownCheckpoint;
 pub use spec::ClassifierSpec;
+pub use stream::{Answer, Pending, Stream};
 
 /// Mean and standard deviation of each channel, for images in `[0, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

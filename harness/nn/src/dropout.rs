@@ -36,6 +36,17 @@ pub fn dropout(xs: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     xs * Tensor::from_vec(values, xs.shape(), xs.device())?.to_dtype(xs.dtype())?
 }
 
+/// The key whose mask is that of `key` from the element `first` on, so that a part of a batch loses
+/// what it loses in the whole. None for an odd `first`: elements are decided in pairs.
+pub fn key_from(key: u64, first: usize) -> Option<u64> {
+    // The n-th number of the sequence depends on the key and n through this sum alone.
+    let skipped = (first as u64 / 2).wrapping_mul(GAMMA);
+    first.is_multiple_of(2).then(|| key.wrapping_add(skipped))
+}
+
+/// The step of the SplitMix64 sequence.
+const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+
 #[derive(Clone, Copy)]
 struct Mask {
     key: u64,
@@ -78,7 +89,7 @@ impl Mask {
 /// The n-th number of the SplitMix64 sequence that starts at `key`.
 #[inline(always)]
 fn splitmix(key: u64, n: u64) -> u64 {
-    let mut z = key.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut z = key.wrapping_add(n.wrapping_add(1).wrapping_mul(GAMMA));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
@@ -148,6 +159,18 @@ mod tests {
         let dropped = dropout(&xs, 0.25, 3).unwrap();
         let grads = dropped.sum_all().unwrap().backward().unwrap();
         assert_eq!(values(grads.get(&xs).unwrap()), values(&dropped));
+    }
+
+    #[test]
+    fn a_part_loses_what_it_loses_in_the_whole() {
+        let ones = |n| Tensor::ones(n, DType::F32, &Device::Cpu).unwrap();
+        let whole = values(&dropout(&ones(1001), 0.3, 9).unwrap());
+        for first in [0, 2, 500, 1000] {
+            let key = key_from(9, first).unwrap();
+            let part = values(&dropout(&ones(1001 - first), 0.3, key).unwrap());
+            assert_eq!(part, whole[first..]);
+        }
+        assert_eq!(key_from(9, 3), None);
     }
 
     #[test]

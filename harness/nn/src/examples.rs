@@ -1,11 +1,17 @@
 //! Labelled 8-bit images for training, and the batches made of them.
 
+mod feed;
+#[cfg(feature = "cuda")]
+mod resident;
+
 use candle_core::{Device, Result, Tensor};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+pub use feed::{Feed, Range};
 
 /// Labelled images of one size, readable in any order from several threads.
 pub trait Examples: Sync {
@@ -63,21 +69,49 @@ pub fn batch(
     (seed, number): (u64, u64),
     device: &Device,
 ) -> Result<(Tensor, Tensor)> {
+    let cuts = cuts(indices.len(), augmentation, (seed, number));
+    let values = cut_out(examples, indices, &cuts, augmentation.crop_padding);
     let (height, width) = examples.size();
-    let plane = height * width;
+    let labels: Vec<u32> = indices.iter().map(|&index| examples.label(index)).collect();
+    Ok((
+        Tensor::from_vec(values, (indices.len(), 3, height, width), device)?,
+        Tensor::from_vec(labels, indices.len(), device)?,
+    ))
+}
+
+/// What becomes of an image of a batch: where the cut begins in the image with its border, and
+/// whether it is mirrored.
+#[derive(Clone, Copy)]
+struct Cut {
+    dy: usize,
+    dx: usize,
+    mirrored: bool,
+}
+
+/// The cuts of a batch.
+fn cuts(n: usize, augmentation: Augmentation, (seed, number): (u64, u64)) -> Vec<Cut> {
     let Augmentation { crop_padding, horizontal_flip } = augmentation;
     let mut rng = generator(seed, "augmentation", number);
-    let moves: Vec<(usize, usize, bool)> = indices
-        .iter()
-        .map(|_| {
-            let (dy, dx) =
-                (rng.random_range(0..=2 * crop_padding), rng.random_range(0..=2 * crop_padding));
-            (dy, dx, rng.random::<bool>() && horizontal_flip)
-        })
-        .collect();
+    let mut draw = || {
+        let (dy, dx) =
+            (rng.random_range(0..=2 * crop_padding), rng.random_range(0..=2 * crop_padding));
+        Cut { dy, dx, mirrored: rng.random::<bool>() && horizontal_flip }
+    };
+    (0..n).map(|_| draw()).collect()
+}
+
+/// The images of `indices`, `[batch, 3, height, width]` in `[0, 1]`.
+fn cut_out(
+    examples: &dyn Examples,
+    indices: &[usize],
+    cuts: &[Cut],
+    crop_padding: usize,
+) -> Vec<f32> {
+    let (height, width) = examples.size();
+    let plane = height * width;
     let mut values = vec![0f32; indices.len() * 3 * plane];
-    values.par_chunks_mut((3 * plane).max(1)).zip(indices).zip(moves).for_each(
-        |((image, &index), (dy, dx, mirrored))| {
+    values.par_chunks_mut((3 * plane).max(1)).zip(indices).zip(cuts).for_each(
+        |((image, &index), &Cut { dy, dx, mirrored })| {
             let pixels = examples.pixels(index);
             for y in 0..height {
                 let Some(from_y) = (y + dy).checked_sub(crop_padding).filter(|y| *y < height)
@@ -99,11 +133,7 @@ pub fn batch(
             }
         },
     );
-    let labels: Vec<u32> = indices.iter().map(|&index| examples.label(index)).collect();
-    Ok((
-        Tensor::from_vec(values, (indices.len(), 3, height, width), device)?,
-        Tensor::from_vec(labels, indices.len(), device)?,
-    ))
+    values
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 //! Every constructor takes a `VarBuilder` already at the layer's own path, so that a checkpoint
 //! key can be searched for in the source.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder, init};
 
 use crate::kernels::{self, Then};
+use crate::maps::{CHANNELS, Kept, Map, ops};
 
 /// Whether a forward pass trains the network or uses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +25,9 @@ pub struct Conv2d {
     bias: Option<Tensor>,
     stride: usize,
     padding: usize,
+    /// The two in channels-last order.
+    packed: Kept,
+    padded_bias: Kept,
 }
 
 /// Kernel size, stride and padding of a [`Conv2d`].
@@ -53,7 +57,7 @@ impl Conv2d {
         let fan_out = (c_out * kernel * kernel) as f64;
         let init = Init::Randn { mean: 0.0, stdev: (2.0 / fan_out).sqrt() };
         let weight = vb.get_with_hints((c_out, c_in, kernel, kernel), "weight", init)?;
-        Ok(Self { weight, bias: None, stride, padding })
+        Ok(Self::of(weight, None, stride, padding))
     }
 
     /// A convolution with bias, initialised as PyTorch does where there are no weights.
@@ -63,7 +67,20 @@ impl Conv2d {
         let init = Init::Uniform { lo: -bound, up: bound };
         let weight = vb.get_with_hints((c_out, c_in, kernel, kernel), "weight", init)?;
         let bias = vb.get_with_hints(c_out, "bias", init)?;
-        Ok(Self { weight, bias: Some(bias), stride, padding })
+        Ok(Self::of(weight, Some(bias), stride, padding))
+    }
+
+    /// A 1x1 convolution of given weights, each of which may be a variable or come of one.
+    ///
+    /// # Shapes
+    /// `weight`: `[c_out, c_in, 1, 1]`, `bias`: `[c_out]`
+    pub fn pointwise(weight: Tensor, bias: Tensor) -> Self {
+        Self::of(weight, Some(bias), 1, 0)
+    }
+
+    fn of(weight: Tensor, bias: Option<Tensor>, stride: usize, padding: usize) -> Self {
+        let (packed, padded_bias) = Default::default();
+        Self { weight, bias, stride, padding, packed, padded_bias }
     }
 
     /// # Shapes
@@ -76,12 +93,78 @@ impl Conv2d {
     ///
     /// # Shapes
     /// `shift`: `[batch, c_out]`
-    pub fn forward_shifted(&self, xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    fn forward_shifted(&self, xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let shift = match &self.bias {
             Some(bias) => shift.broadcast_add(bias)?,
             None => shift.clone(),
         };
         kernels::conv2d(xs, &self.weight, Some(&shift), self.stride, self.padding)
+    }
+
+    /// [`Conv2d::forward`] of a map in either order. In channels-last order the result has channels to a
+    /// multiple of [`CHANNELS`], of which those behind the last one are zero.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn forward_map(&self, xs: &Map) -> Result<Map> {
+        match xs.first() {
+            Some(first) => Ok(xs.convolved(self.forward(first)?, None)),
+            None => Ok(xs.convolved(self.convolve_last(xs)?, self.padded_bias()?)),
+        }
+    }
+
+    /// [`Conv2d::forward_map`] plus a number for each image and channel, in the same pass or the next one.
+    ///
+    /// # Shapes
+    /// `shift`: `[batch, c_out]`, `f32`; in channels-last order `c_out` is a multiple of
+    /// [`CHANNELS`]
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn forward_map_shifted(&self, xs: &Map, shift: &Tensor) -> Result<Map> {
+        match xs.first() {
+            Some(first) => Ok(xs.convolved(self.forward_shifted(first, shift)?, None)),
+            None => xs.convolved(self.convolve_last(xs)?, self.padded_bias()?).shifted(shift),
+        }
+    }
+
+    /// The convolution without its bias.
+    fn convolve_last(&self, xs: &Map) -> Result<Tensor> {
+        let is_projection =
+            self.weight.dims()[2..] == [1, 1] && self.stride == 1 && self.padding == 0;
+        match xs.pieces() {
+            Some((a, b)) if is_projection => {
+                let weight = self.packed_weight(a.dtype(), a.dim(3)? + b.dim(3)?)?;
+                ops::project_joined(a, b, &weight)
+            }
+            _ => {
+                let xs = xs.last()?;
+                let weight = self.packed_weight(xs.dtype(), xs.dim(3)?)?;
+                ops::conv2d(&xs, &weight, self.stride, self.padding)
+            }
+        }
+    }
+
+    /// The weight in channels-last order, for as many input channels as a map has.
+    fn packed_weight(&self, dtype: DType, padded_in: usize) -> Result<Tensor> {
+        self.packed.get(&[&self.weight], dtype, || {
+            let padded_out = self.weight.dim(0)?.next_multiple_of(CHANNELS);
+            ops::pack_weight(&self.weight, dtype, padded_out, padded_in)
+        })
+    }
+
+    /// The bias of as many channels as the packed weight has.
+    fn padded_bias(&self) -> Result<Option<Tensor>> {
+        let pad = |bias: &Tensor| {
+            let channels = bias.dim(0)?;
+            match channels.next_multiple_of(CHANNELS) - channels {
+                0 => Ok(bias.clone()),
+                more => {
+                    self.padded_bias.get(&[bias], bias.dtype(), || bias.pad_with_zeros(0, 0, more))
+                }
+            }
+        };
+        self.bias.as_ref().map(pad).transpose()
     }
 
     /// `[c_out, c_in, kernel, kernel]`
@@ -194,8 +277,11 @@ impl GroupNorm {
     }
 
     /// Normalises, then applies `activation`.
-    pub fn forward(&self, xs: &Tensor, activation: kernels::Activation) -> Result<Tensor> {
-        kernels::group_norm(xs, &self.weight, &self.bias, self.groups, self.eps, activation)
+    ///
+    /// # Errors
+    /// Another number of channels.
+    pub fn forward(&self, xs: &Map, activation: kernels::Activation) -> Result<Map> {
+        xs.group_norm(&self.weight, &self.bias, self.groups, self.eps, activation)
     }
 }
 
@@ -217,13 +303,21 @@ impl Linear {
         })
     }
 
+    /// A layer of given weights, each of which may be a variable or come of one.
+    ///
+    /// # Shapes
+    /// `weight`: `[c_out, c_in]`, `bias`: `[c_out]`
+    pub fn of(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight, bias }
+    }
+
     /// On the CPU, a row's result does not depend on how many rows there are.
     ///
     /// # Shapes
     /// `xs`: `[batch, c_in]` to `[batch, c_out]`
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         if !xs.device().is_cpu() {
-            return xs.matmul(&self.weight.t()?)?.broadcast_add(&self.bias);
+            return ops::add_row(&xs.matmul(&self.weight.t()?)?, &self.bias);
         }
         // candle's matrix product adds up in another order where there are few rows. A convolution
         // of images of one pixel does not.

@@ -45,6 +45,9 @@ pub struct Cost {
     pub peak_bytes: Option<u64>,
     /// Where the detector was asked to compute.
     pub device: String,
+    /// The name of the GPU, if that is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
     /// How many threads it was allowed.
     pub threads: usize,
 }

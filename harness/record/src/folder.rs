@@ -253,6 +253,7 @@ mod tests {
                 fit_wall_s: 0.0,
                 score_wall_s: 0.5,
                 peak_bytes: None,
+                gpu: None,
                 device: "cpu".to_owned(),
                 threads: 1,
             },

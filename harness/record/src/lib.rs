@@ -27,7 +27,8 @@ pub use cell::{Cost, Failure, Outcome, PackId, Record, SetRef};
 pub use error::RecordError;
 pub use folder::{CellState, RunFolder};
 pub use manifest::{
-    Classifier, ListedSet, Machine, MissingSet, PlannedCell, PlannedDetector, RunManifest, SetFile,
+    Classifier, Gpu, ListedSet, Machine, MissingSet, PlannedCell, PlannedDetector, RunManifest,
+    SetFile,
 };
 pub use search::{Combination, Search};
 pub use warning::{SweepEnd, Warning};

@@ -133,6 +133,38 @@ pub struct Machine {
     pub threads: usize,
     /// `cpu`, or `cuda:0` and so on.
     pub device: String,
+    /// What is known of the device, if it is a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+    /// What the classifier computed in on a GPU: `f32` or `tf32`. Detectors that compute have
+    /// parameters of their own for it. On the CPU it is `f32`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+}
+
+/// A GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// For example `NVIDIA H200`.
+    pub name: String,
+    /// `9.0` for Hopper.
+    pub capability: String,
+    /// The newest CUDA that the driver knows, for example `13.0`.
+    pub driver: String,
+}
+
+impl Machine {
+    /// The device with what is known of it, for people.
+    pub fn device_text(&self) -> String {
+        let mut text = self.device.clone();
+        if let Some(Gpu { name, capability, driver }) = &self.gpu {
+            text.push_str(&format!(" ({name}, capability {capability}, driver for CUDA {driver})"));
+        }
+        if let Some(precision) = &self.precision {
+            text.push_str(&format!(", {precision}"));
+        }
+        text
+    }
 }
 
 /// What is known of the images of a set, `sets/ROLE-NAME.json`. All lists have the same length,

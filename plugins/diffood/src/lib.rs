@@ -21,127 +21,20 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
-use oodbench_diffusion::checkpoint::LoadedModel;
+use oodbench_diffusion::batch::{Batch as BatchSize, Evaluation};
+use oodbench_diffusion::checkpoint::{LoadedModel, On};
 use oodbench_diffusion::denoise::{
     Change, DenoiseError, Denoiser, Images, MOST_AT_ONCE, Mode, Outputs, Readout, Refusal, Scoring,
     Space, network, noise, predicted,
 };
 use oodbench_diffusion::sampler::{Indexing, Method};
+use oodbench_nn::precision::Precision;
 use oodbench_sdk::ImageBatch;
 use oodbench_sdk::prelude::*;
 
-/// Parameters of [`DiffOod`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(crate = "oodbench_sdk::serde", default, deny_unknown_fields)]
-pub struct Params {
-    weights: Option<String>,
-    config: Option<String>,
-    method: Method,
-    steps: usize,
-    indexing: Indexing,
-    timesteps: Vec<usize>,
-    repeats: usize,
-    beta: f64,
-    space: Space,
-    mode: Mode,
-    change: Option<usize>,
-    batch: usize,
-    untrained: bool,
-}
-
-impl Default for Params {
-    fn default() -> Self {
-        Self {
-            weights: None,
-            config: None,
-            method: Method::Ddim,
-            steps: 50,
-            indexing: Indexing::Reference,
-            timesteps: vec![0, 120, 240, 360],
-            repeats: 4,
-            beta: 2.0,
-            space: Space::Logit,
-            mode: Mode::Global,
-            change: None,
-            batch: 64,
-            untrained: false,
-        }
-    }
-}
-
-impl Params {
-    fn check(&self) -> Result<()> {
-        if self.steps == 0 {
-            return Err(Error::parameter("steps", "at least 1", self.steps));
-        }
-        for (name, value) in [("repeats", self.repeats), ("batch", self.batch)] {
-            if !(1..=MOST_AT_ONCE).contains(&value) {
-                let expected = format!("from 1 to {MOST_AT_ONCE}");
-                return Err(Error::parameter(name, &expected, value));
-            }
-        }
-        if !self.beta.is_finite() {
-            return Err(Error::parameter("beta", "a finite number", self.beta));
-        }
-        let timesteps = &self.timesteps;
-        if timesteps.len() < 2 || timesteps.windows(2).any(|pair| pair[0] >= pair[1]) {
-            let expected = "at least two timesteps, each greater than the one before";
-            return Err(Error::parameter("timesteps", expected, format!("{timesteps:?}")));
-        }
-        let last = timesteps.len() - 1;
-        match self.change {
-            Some(change) if change == 0 || change > last => {
-                let expected = format!("1 to {last}, the number of timesteps after the first");
-                Err(Error::parameter("change", &expected, change))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// How the score is read off the denoised images.
-    fn readout(&self) -> Readout {
-        let nth = self.change.unwrap_or(self.timesteps.len() - 1);
-        Readout { space: self.space, change: Change { mode: self.mode, nth } }
-    }
-
-    /// The process on a network.
-    fn denoiser<'a>(&self, loaded: &'a LoadedModel, device: &'a Device) -> Denoiser<'a> {
-        Denoiser {
-            model: loaded.model.as_ref(),
-            schedule: &loaded.schedule,
-            method: self.method,
-            steps: self.steps,
-            indexing: self.indexing,
-            beta: self.beta,
-            batch: self.batch,
-            device,
-        }
-    }
-
-    /// Where the network comes from; `asset` gives the file that a parameter stands for.
-    fn origin(&self, asset: &dyn Fn(&str) -> Result<PathBuf>) -> Result<Origin> {
-        match (&self.weights, self.untrained) {
-            (None, true) => Ok(Origin::Untrained),
-            (Some(_), true) => Err(Error::parameter("untrained", "false beside `weights`", true)),
-            (Some(_), false) => {
-                let config = self.config.as_ref().map(|_| asset("config")).transpose()?;
-                Ok(Origin::File { weights: asset("weights")?, config })
-            }
-            (None, false) => Err(Error::new(
-                "parameter `weights` expected a file with a diffusion network, got none\n\n\
-                 hint: `--set diffood.weights=FILE`, where FILE was trained on the in-distribution images",
-            )),
-        }
-    }
-}
-
-/// Where a network comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Origin {
-    /// A file, and what it does not say of itself.
-    File { weights: PathBuf, config: Option<PathBuf> },
-    /// [`network::untrained`].
-    Untrained,
+/// What the detector computes on in this build.
+pub fn built_for() -> String {
+    oodbench_nn::device::built_for()
 }
 
 /// DiffOOD.
@@ -149,11 +42,17 @@ pub struct DiffOod {
     params: Params,
     host: Host,
     fitted: Option<Fitted>,
+    /// What `auto` has come to. One batch for all images: scores differ by rounding between batches.
+    batch: Option<usize>,
+    /// Whether the user knows that steps are not replayed.
+    said_refused: bool,
 }
 
 struct Fitted {
     loaded: LoadedModel,
     device: Device,
+    /// The device's name.
+    name: String,
     n_classes: usize,
     /// Of the images, in pixels.
     side: usize,
@@ -180,7 +79,8 @@ impl Detector for DiffOod {
 
     fn new(params: Params, host: Host) -> Result<Self> {
         params.check()?;
-        Ok(Self { params, host, fitted: None })
+        params.check_on(&host.device())?;
+        Ok(Self { params, host, fitted: None, batch: None, said_refused: false })
     }
 
     /// Loads the diffusion network. Nothing is learned, and there is no state to save.
@@ -192,11 +92,16 @@ impl Detector for DiffOod {
             Error::new(format!("{}{}", in_one_line(&err), hint.unwrap_or_default()))
         })?;
         let (n_classes, size) = (data.n_classes(), self.host.image_size()?);
+        let Params { precision, graphs, .. } = self.params;
+        oodbench_nn::device::set_precision(precision, &device)
+            .map_err(|err| Error::new(err.to_string()))?;
+        let on = On { device: &device, precision, replay: graphs };
         let loaded = match &origin {
-            Origin::Untrained => network::check_square(size)
-                .and_then(|()| network::untrained(size.0, n_classes, &device)),
+            Origin::Untrained => {
+                network::check_square(size).and_then(|()| network::untrained(size.0, n_classes, on))
+            }
             Origin::File { weights, config } => {
-                network::load(weights, config.as_deref(), size, n_classes, &device)
+                network::load(weights, config.as_deref(), size, n_classes, on)
             }
         };
         let loaded = loaded.map_err(|err| Error::new(in_one_line(&err)))?;
@@ -218,7 +123,7 @@ impl Detector for DiffOod {
             let expected = format!("at most {steps}, the length of the schedule");
             return Err(Error::parameter("steps", &expected, self.params.steps));
         }
-        self.fitted = Some(Fitted { loaded, device, n_classes, side: size.0 });
+        self.fitted = Some(Fitted { loaded, device, name, n_classes, side: size.0 });
         Ok(())
     }
 
@@ -240,15 +145,26 @@ impl Detector for DiffOod {
 
 impl DiffOod {
     /// The scores for each readout and image, from one pass.
-    fn read_off(&self, batch: &Batch<'_>, readouts: &[Readout], scores: &mut [f32]) -> Result<()> {
+    fn read_off(
+        &mut self,
+        batch: &Batch<'_>,
+        readouts: &[Readout],
+        scores: &mut [f32],
+    ) -> Result<()> {
         let Some(fitted) = &self.fitted else {
             return Err(Error::new("`score` was called before `fit`"));
         };
         let images = batch.images()?;
+        let at_once = match (self.batch, self.params.batch) {
+            (Some(found), _) => found,
+            (None, BatchSize::Of(batch)) => batch,
+            (None, BatchSize::Auto) => self.found_batch(fitted, images.len())?,
+        };
+        self.batch = Some(at_once);
         let classes = fitted.classes(batch, images)?;
         let images = Images::new(images.values(), (fitted.side, fitted.side)).map_err(plain)?;
         let scoring = Scoring {
-            denoiser: self.params.denoiser(&fitted.loaded, &fitted.device),
+            denoiser: self.params.denoiser(&fitted.loaded, &fitted.device, at_once),
             timesteps: &self.params.timesteps,
             repeats: self.params.repeats,
         };
@@ -268,12 +184,44 @@ impl DiffOod {
             Ok(Outputs { features, logits: forward.logits().values().to_vec() })
         };
         let found = scoring.scores(images, &classes, &noise, readouts, &classify, &mut tick);
-        scores.copy_from_slice(&found.map_err(plain)?);
+        if let Some(reason) = fitted.loaded.refused.reason()
+            && !self.said_refused
+        {
+            host.warn(&format!("steps are not replayed as CUDA graphs: {reason}"));
+            self.said_refused = true;
+        }
+        scores.copy_from_slice(&found.map_err(|err| fitted.failure(err))?);
         host.progress(total, total)
+    }
+
+    /// The batch for `auto`, found on the device where the images are scored. The host hands over so
+    /// many of them; there is no use in more at once.
+    fn found_batch(&self, fitted: &Fitted, n_images: usize) -> Result<usize> {
+        let evaluation = Evaluation {
+            model: fitted.loaded.model.as_ref(),
+            beta: self.params.beta,
+            size: (fitted.side, fitted.side),
+            device: &fitted.device,
+        };
+        let rows = n_images.saturating_mul(self.params.repeats);
+        let most = rows.saturating_mul(evaluation.branches()).min(MOST_AT_ONCE);
+        let found = evaluation.largest(most).map_err(|err| Error::new(in_one_line(&err)))?;
+        self.host.info(&format!("{} on {}", found.line(), fitted.name));
+        Ok(found.batch)
     }
 }
 
 impl Fitted {
+    /// An error in the host's words.
+    fn failure(&self, err: DenoiseError) -> Error {
+        let DenoiseError::OutOfMemory { fits, .. } = &err else { return plain(err) };
+        let hint = match fits {
+            Some(fits) => format!("`--set diffood.batch={fits}`, or `diffood.batch=auto`"),
+            None => "`nvidia-smi` shows what else takes memory".to_owned(),
+        };
+        Error::out_of_memory(format!("{err} ({})\n\nhint: {hint}", self.name))
+    }
+
     /// The class of each image that guides the process, of a batch that is as it should be.
     fn classes(&self, batch: &Batch<'_>, images: ImageBatch<'_>) -> Result<Vec<u32>> {
         let logits = batch.logits()?;
@@ -328,63 +276,6 @@ fn in_one_line(err: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-fn described() -> Vec<Param> {
-    const DETECT: &str = "the reference's detection run";
-    const TABLE: &str = "the reference's `detect/ood_detect.py`";
-    vec![
-        Param::new(
-            "weights",
-            "the diffusion network: safetensors of ours, or the reference's .ckpt",
-            "none can be had by default",
-        )
-        .asset(),
-        Param::new(
-            "config",
-            "JSON or TOML with `Model` and `Schedule`, for weights that do not describe themselves; without it their network is read off the tensors, and the schedule is linear",
-            "ours",
-        )
-        .asset(),
-        Param::new("method", "the sampler: DDIM, PNDM2, PNDM4, NDM1, NDM4 or PF", "the reference's readme"),
-        Param::new("steps", "steps that the whole schedule would be sampled with", DETECT),
-        Param::new(
-            "indexing",
-            "which state of the sampler an image is in: `reference` as the authors have it, one step too early, or `aligned`",
-            "the reference's code",
-        ),
-        Param::new("timesteps", "how far images are diffused, ascending; the first is compared with", DETECT),
-        Param::new("repeats", "draws of noise for each image, over which the score is averaged", DETECT),
-        Param::new("beta", "weight of the classifier-free guidance; 0 for none", DETECT).number(),
-        Param::new("space", "where the change is measured: image, feature or logit", TABLE)
-            .sweep(["image", "feature", "logit"])
-            .readout(),
-        Param::new(
-            "mode",
-            "a timestep is compared with the one before (local) or the first (global)",
-            TABLE,
-        )
-        .sweep(["local", "global"])
-        .readout(),
-        Param::new(
-            "change",
-            "which timestep after the first is compared, from 1; by default the last",
-            TABLE,
-        )
-        .integer()
-        .sweep([1, 2, 3])
-        .readout(),
-        Param::new(
-            "batch",
-            "images in one evaluation of the diffusion network, repeats and both branches of the guidance counted; bounds the memory",
-            "ours; scores depend on it by rounding alone",
-        ),
-        Param::new(
-            "untrained",
-            "use a small network made by formula instead of `weights`: for the worked example alone",
-            "ours",
-        ),
-    ]
 }
 
 fn example() -> Example {

@@ -32,6 +32,42 @@ fn parameters_out_of_range_are_named() {
     assert!(message(r#"{"change": 4}"#).contains("`change` expected 1 to 3"));
     assert!(message(r#"{"method": "EULER"}"#).contains("`PNDM4`"));
     assert!(message(r#"{"wieghts": "a"}"#).contains("unknown field `wieghts`"));
+    assert_eq!(
+        message(r#"{"batch": 65537}"#),
+        "parameter `batch` expected from 1 to 65536, or auto, got `65537`"
+    );
+    assert!(message(r#"{"batch": "many"}"#).contains("or `auto`"));
+    assert!(message(r#"{"precision": "f16"}"#).contains("`bf16`"));
+}
+
+#[test]
+fn a_batch_and_a_precision_may_be_chosen() {
+    assert_eq!(params(r#"{"batch": "auto"}"#).unwrap().batch, BatchSize::Auto);
+    let precise = |json: &str| params(json).unwrap().check_on("cpu");
+    assert!(precise("{}").is_ok());
+    let error = precise(r#"{"precision": "bf16"}"#).unwrap_err().to_string();
+    assert_eq!(error, "parameter `precision` expected f32 on the CPU, got `bf16`");
+    assert!(params(r#"{"precision": "bf16"}"#).unwrap().check_on("cuda:0").is_ok());
+}
+
+#[test]
+fn a_full_memory_has_a_name_and_a_remedy() {
+    let fitted = Fitted {
+        loaded: network::untrained(SIDE, 2, &Device::Cpu).unwrap(),
+        device: Device::Cpu,
+        name: "cuda:0".to_owned(),
+        n_classes: 2,
+        side: SIDE,
+    };
+    let error = fitted.failure(DenoiseError::OutOfMemory { batch: 4096, fits: Some(512) });
+    assert!(error.is_out_of_memory());
+    assert_eq!(
+        error.to_string(),
+        "a batch of 4096 images does not fit into the memory of the device, 512 would (cuda:0)\n\n\
+         hint: `--set diffood.batch=512`, or `diffood.batch=auto`"
+    );
+    let error = fitted.failure(DenoiseError::Caller("other".into()));
+    assert!(!error.is_out_of_memory());
 }
 
 #[test]
@@ -74,7 +110,7 @@ fn example_scores(params: &Params, readouts: &[Readout]) -> Vec<f32> {
         Ok(outputs)
     };
     let scoring = Scoring {
-        denoiser: params.denoiser(&loaded, &Device::Cpu),
+        denoiser: params.denoiser(&loaded, &Device::Cpu, 64),
         timesteps: &params.timesteps,
         repeats: params.repeats,
     };

@@ -30,6 +30,11 @@ impl Error {
         Self { code: ErrorCode::BAD_INPUT, message: message.into() }
     }
 
+    /// The memory of a device does not suffice. The message says for how much it would.
+    pub fn out_of_memory(message: impl Into<String>) -> Self {
+        Self::with_code(ErrorCode::OUT_OF_MEMORY, message)
+    }
+
     pub(crate) fn with_code(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -37,6 +42,11 @@ impl Error {
     /// A call that the detector does not offer.
     pub(crate) fn unsupported(what: impl Into<String>) -> Self {
         Self::with_code(ErrorCode::UNSUPPORTED, what)
+    }
+
+    /// Whether the memory of a device did not suffice, the detector's own or the host's.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.code == ErrorCode::OUT_OF_MEMORY
     }
 
     /// Whether the host asked to stop.

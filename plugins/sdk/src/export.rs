@@ -6,10 +6,25 @@
 /// oodbench_sdk::export_pack!(MaxLogit, MinMaxLogit);
 /// ```
 ///
+/// A pack that can compute on more than the CPU may say so, as `plugin inspect` is to show it:
+///
+/// ```text
+/// oodbench_sdk::export_pack!(DiffOod; built_for = "CPU and CUDA 13.0");
+/// ```
+///
 /// The symbols that it emits have fixed names, so two crates that use it cannot be linked into
 /// one binary: keep detectors in a library of their own if something else uses them too.
 #[macro_export]
 macro_rules! export_pack {
+    ($($detector:ty),+ ; built_for = $built_for:expr) => {
+        $crate::export_pack!($($detector),+);
+
+        /// What the pack computes on, for `oodbench plugin inspect`.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn oodbench_built_for() -> $crate::__private::abi::abi_stable::std_types::RString {
+            $built_for.into()
+        }
+    };
     ($($detector:ty),+ $(,)?) => {
         #[cfg(panic = "abort")]
         compile_error!("a pack cannot be built with panic = \"abort\": a panic must become an error");

@@ -44,12 +44,13 @@ pub struct Param {
     pub(crate) sweep: Vec<Value>,
     pub(crate) kind: Option<ParamKind>,
     pub(crate) readout: bool,
+    pub(crate) auto: bool,
 }
 
 impl Param {
     /// A parameter, what it means, and where its default comes from.
     pub fn new(name: &'static str, doc: &'static str, source: &'static str) -> Self {
-        Self { name, doc, source, sweep: Vec::new(), kind: None, readout: false }
+        Self { name, doc, source, sweep: Vec::new(), kind: None, readout: false, auto: false }
     }
 
     /// The values that a parameter search tries.
@@ -92,6 +93,13 @@ impl Param {
         self
     }
 
+    /// Says that the text `auto` is a value of a whole number too: the detector then finds one.
+    #[must_use]
+    pub fn or_auto(mut self) -> Self {
+        self.auto = true;
+        self
+    }
+
     /// Says that a parameter whose default is a whole number may be any number.
     #[must_use]
     pub fn number(mut self) -> Self {
@@ -107,6 +115,7 @@ impl Param {
             Value::Array(_) => ParamKind::LIST,
             _ => ParamKind::TEXT,
         });
+        let kind = if self.auto { kind.and(ParamKind::AUTO) } else { kind };
         if self.readout { kind.and(ParamKind::READOUT) } else { kind }
     }
 }

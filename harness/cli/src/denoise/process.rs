@@ -5,22 +5,26 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use clap::Args;
 use oodbench_datasets::{Benchmark, DataDir, Located, Pack, PrepareRequest, Role, locate, prepare};
-use oodbench_diffusion::checkpoint::{LoadError, LoadedModel};
+use oodbench_diffusion::batch::{Batch, Evaluation};
+use oodbench_diffusion::checkpoint::{LoadError, LoadedModel, On};
 use oodbench_diffusion::denoise::{
-    Denoiser, Images, Outputs, Refusal, Scoring, network, predicted,
+    DenoiseError, Denoiser, Images, MOST_AT_ONCE, Outputs, Refusal, Scoring, network, predicted,
 };
 use oodbench_diffusion::sampler::{Indexing, Method};
+use oodbench_engine::EngineError;
 use oodbench_engine::asset;
 use oodbench_engine::classifier::{ClassifierRef, device_kind};
 use oodbench_engine::key::hash_file;
 use oodbench_engine::text::chain;
 use oodbench_nn::classifier::Classifier;
-use oodbench_nn::device::device;
+use oodbench_nn::device::{AUTO, choose, device};
+use oodbench_nn::precision::Precision;
 use serde_json::{Value, json};
 
-use crate::diffusion::{ANOTHER_NETWORK, at_once, indexing, positive};
+use crate::device::chosen;
+use crate::diffusion::{ANOTHER_NETWORK, at_once, indexing, positive, say_refused};
 use crate::environment as env;
-use crate::exit::{Failure, SETUP};
+use crate::exit::{CELLS_FAILED, Failure, SETUP};
 use crate::observer::{ProgressMode, Talk};
 
 /// Options of the process.
@@ -69,15 +73,20 @@ pub(super) struct ProcessArgs {
     #[arg(long, value_name = "NUMBER", default_value = "2", allow_negative_numbers = true)]
     beta: f64,
     /// Images in one evaluation of the diffusion network, repeats and both branches of the
-    /// guidance counted.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = at_once)]
-    batch_size: usize,
+    /// guidance counted; or auto: on a GPU the largest power of two that fits and is of use.
+    #[arg(long, value_name = "N|auto", default_value = "64")]
+    batch_size: Batch,
     /// The seed of the noise, which belongs to the image.
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
-    /// Where to compute: cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: String,
+    /// Where to compute: cpu, cuda, cuda:N, or auto, the first GPU if one answers and the CPU
+    /// otherwise [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// What the diffusion network computes in: f32, or on a GPU tf32 or bf16. The classifier is in
+    /// f32, in tf32 if the network is.
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    precision: Precision,
     /// The folder for prepared images [default: ~/.cache/oodbench].
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -105,7 +114,11 @@ impl ProcessArgs {
         }
         env::restart_for_networks();
         env::start_threads(self.threads.unwrap_or_else(env::threads))?;
-        Ok(Talk::new(self.progress, false))
+        let talk = Talk::new(self.progress, false);
+        let chosen = chosen(self.device.as_deref(), &talk)?;
+        let device = device(&chosen.name).map_err(EngineError::from)?;
+        crate::device::check(self.precision, &device)?;
+        Ok(talk)
     }
 
     fn cache(&self) -> Result<PathBuf, Failure> {
@@ -119,6 +132,8 @@ pub(super) struct Scene<'a> {
     pub(super) benchmark: Benchmark,
     base: PathBuf,
     cache: PathBuf,
+    /// The device's name.
+    on: String,
     device: Device,
     classifier_hash: String,
     classifier: Classifier,
@@ -130,10 +145,17 @@ impl<'a> Scene<'a> {
         let cache = args.cache()?;
         let typed = args.classifier.as_deref();
         let found = ClassifierRef::resolve(typed, &benchmark, &base, &cache)?;
-        let classifier = found.load(&args.device)?;
-        let classifier_hash = found.key(&args.device);
-        let device = device(&args.device).map_err(oodbench_engine::EngineError::from)?;
-        Ok(Self { args, benchmark, base, cache, device, classifier_hash, classifier })
+        // As `begin` has said.
+        let on = choose(args.device.as_deref().unwrap_or(AUTO)).map_err(EngineError::from)?.name;
+        let device = device(&on).map_err(EngineError::from)?;
+        // No half precision for the classifier; whether products are in TF32 is one switch for both.
+        let of_classifier = match args.precision {
+            Precision::Tf32 => Precision::Tf32,
+            Precision::F32 | Precision::Bf16 => Precision::F32,
+        };
+        let classifier = found.load(&on, of_classifier)?;
+        let classifier_hash = found.key(&on, of_classifier);
+        Ok(Self { args, benchmark, base, cache, on, device, classifier_hash, classifier })
     }
 
     /// The sets of the benchmark, opened, whether or not their images are there.
@@ -201,16 +223,15 @@ impl<'a> Scene<'a> {
             setup(format!("read `{}`: {error}", config.unwrap_or(Path::new("")).display()))
         })?;
         let n_classes = self.classifier.n_classes();
-        let loaded =
-            network::load(&weights, config, size, n_classes, &self.device).map_err(|error| {
-                let mut failure = setup(chain(&error));
-                let is_other =
-                    matches!(error, network::NetworkError::Load(LoadError::Network { .. }));
-                if config.is_some() && is_other {
-                    failure.hint = Some(ANOTHER_NETWORK.to_owned());
-                }
-                failure
-            })?;
+        let on = On { device: &self.device, precision: args.precision, replay: true };
+        let loaded = network::load(&weights, config, size, n_classes, on).map_err(|error| {
+            let mut failure = setup(chain(&error));
+            let is_other = matches!(error, network::NetworkError::Load(LoadError::Network { .. }));
+            if config.is_some() && is_other {
+                failure.hint = Some(ANOTHER_NETWORK.to_owned());
+            }
+            failure
+        })?;
         let steps = loaded.schedule.steps();
         let farthest = args.timesteps.last().copied().unwrap_or(0);
         if farthest >= steps || args.steps > steps {
@@ -228,7 +249,23 @@ impl<'a> Scene<'a> {
                 size.0, size.1
             ));
         }
-        let settings = json!({
+        let evaluation = Evaluation {
+            model: loaded.model.as_ref(),
+            beta: args.beta,
+            size,
+            device: &self.device,
+        };
+        let batch = match args.batch_size {
+            Batch::Of(batch) => batch,
+            Batch::Auto => {
+                let found = evaluation
+                    .largest(MOST_AT_ONCE)
+                    .map_err(|error| setup(format!("find a batch: {}", chain(&error))))?;
+                talk.note(&found.line());
+                found.batch
+            }
+        };
+        let mut settings = json!({
             "classifier": self.classifier_hash,
             "weights": weights_hash,
             "config": config_hash,
@@ -239,10 +276,23 @@ impl<'a> Scene<'a> {
             "repeats": args.repeats,
             "beta": args.beta,
             "seed": args.seed,
-            "device": device_kind(&args.device),
+            "device": device_kind(&self.on),
         });
+        // Absent where it is what it was before there was a choice.
+        if args.precision != Precision::F32 {
+            settings["precision"] = args.precision.name().into();
+        }
         let classifier = Clean { classifier: self.classifier, size };
-        Ok(Process { args, loaded, classifier, device: self.device, settings })
+        Ok(Process { args, loaded, classifier, device: self.device, batch, settings })
+    }
+}
+
+/// What denoising says, behind `what`.
+pub(super) fn refused(what: &str, error: &DenoiseError) -> Failure {
+    let message = format!("{what}: {}", chain(error));
+    match error {
+        DenoiseError::OutOfMemory { fits, .. } => Failure::out_of_memory(message, *fits),
+        _ => Failure { message, hint: None, code: CELLS_FAILED },
     }
 }
 
@@ -258,6 +308,8 @@ pub(super) struct Process<'a> {
     loaded: LoadedModel,
     classifier: Clean,
     device: Device,
+    /// Images in one evaluation of the diffusion network.
+    batch: usize,
     /// All that decides the result, the images aside.
     settings: Value,
 }
@@ -265,6 +317,11 @@ pub(super) struct Process<'a> {
 impl Process<'_> {
     pub(super) fn settings(&self) -> &Value {
         &self.settings
+    }
+
+    /// Says so where the network was not replayed, once it has been used.
+    pub(super) fn say_refused(&self, talk: &Talk) {
+        say_refused(&self.loaded, talk);
     }
 
     pub(super) fn seed(&self) -> u64 {
@@ -284,7 +341,7 @@ impl Process<'_> {
                 steps: self.args.steps,
                 indexing: self.args.indexing,
                 beta: self.args.beta,
-                batch: self.args.batch_size,
+                batch: self.batch,
                 device: &self.device,
             },
             timesteps: &self.args.timesteps,

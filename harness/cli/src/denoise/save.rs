@@ -13,7 +13,7 @@ use oodbench_engine::image::{image_key, images};
 use oodbench_engine::text::chain;
 use serde_json::Value;
 
-use super::process::{Process, ProcessArgs, Scene};
+use super::process::{Process, ProcessArgs, Scene, refused};
 use super::samples_failure;
 use crate::diffusion::{check_folder, positive};
 use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, print};
@@ -70,6 +70,7 @@ pub(super) fn run(args: &SaveArgs) -> Result<u8, Failure> {
         }
         print(&format!("{}\n", path.display()))?;
     }
+    process.say_refused(&talk);
     Ok(DONE)
 }
 
@@ -247,7 +248,7 @@ fn save(
         );
         match (done, not_written) {
             (_, Some(failure)) => Err(failure),
-            (Err(error), None) => Err(failed(&error)),
+            (Err(error), None) => Err(refused(&format!("denoise {}", pack.name()), &error)),
             (Ok(()), None) => Ok(()),
         }
     };

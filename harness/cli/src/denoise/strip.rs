@@ -15,7 +15,7 @@ use oodbench_diffusion::picture::{Grid, Picture, PictureError, Range};
 use oodbench_engine::image::{image_key, images};
 use oodbench_engine::text::chain;
 
-use super::process::{Process, ProcessArgs, Scene};
+use super::process::{Process, ProcessArgs, Scene, refused};
 use crate::diffusion::check_place;
 use crate::exit::{CELLS_FAILED, DONE, Failure, SETUP, WRITE_FAILED, print};
 use crate::observer::Talk;
@@ -63,6 +63,7 @@ pub(super) fn run(args: &StripArgs) -> Result<u8, Failure> {
     let images = Images::new(&shown.values, size).map_err(|error| failed(&error))?;
     let classes = process.classes(images)?;
     let denoised = denoise(&process, images, &classes, &shown.keys)?;
+    process.say_refused(&talk);
     let png = draw(&process, images, &classes, &shown.keys, &denoised)?;
     write(&args.out, &png)?;
     print(&table(&shown.names, &classes, &args.process.timesteps, &denoised))?;
@@ -205,7 +206,7 @@ fn denoise(
     };
     scoring
         .for_each_group(images, classes, &noise, Some(&classify), &mut || Ok(()), &mut keep)
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| refused("denoise", &error))?;
     Ok(denoised)
 }
 

@@ -7,7 +7,7 @@ use oodbench_nn::inception::{N_FEATURES, Pixels};
 
 use super::FidArgs;
 use super::set::Network;
-use crate::diffusion::Steps;
+use crate::diffusion::{Steps, say_refused};
 use crate::exit::Failure;
 
 /// The features of `count` images, rounded to 8 bits as `oodbench sample` writes them: the
@@ -30,7 +30,7 @@ pub(super) fn sampled(
         seed: args.seed,
         classes: Classes::Random,
         beta: args.beta,
-        batch: args.diffusion.batch_size,
+        batch: network.batch(args.beta, count, &steps.talk)?,
         device: &network.device,
     };
     let mut moments = Moments::new(N_FEATURES);
@@ -38,6 +38,7 @@ pub(super) fn sampled(
         let pixels: Vec<Pixels<'_>> = pictures.iter().map(pixels).collect();
         inception.gather(&pixels, &mut moments)
     })?;
+    say_refused(&network.loaded, &steps.talk);
     let speed = count as f64 / seconds;
     steps.talk.note(&format!("{count} samples in {seconds:.1} s, {speed:.2} a second"));
     Ok(moments)

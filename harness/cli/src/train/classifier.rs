@@ -12,6 +12,7 @@ use clap::Args;
 use oodbench_datasets::Role;
 use oodbench_nn::classifier::Normalisation;
 use oodbench_nn::examples::Examples;
+use oodbench_nn::precision::Precision;
 use oodbench_nn::tensor_file::{self, Entry, Text};
 use oodbench_nn::train::architecture::architecture;
 use oodbench_nn::train::{Alone, ClassifierTraining, TrainError};
@@ -44,7 +45,7 @@ pub(crate) struct ClassifierArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: Option<u64>,
     #[command(flatten)]
-    run: RunArgs,
+    pub(super) run: RunArgs,
 }
 
 /// The longest time between two checkpoints, if nothing else is said.
@@ -59,7 +60,12 @@ pub(super) fn run(args: &ClassifierArgs) -> Result<u8, Failure> {
         std: file.std.unwrap_or(defaults.std),
     };
     let arch = architecture(&file.arch)?;
-    let device = super::device(&args.run.device)?;
+    if args.run.precision == Precision::Bf16 {
+        let hint = "`--precision tf32` is the fastest that a classifier can be trained in";
+        let message = "`--precision` of a classifier expected `f32` or `tf32`, got `bf16`";
+        return Err(Failure::usage(message, Some(hint.to_owned())));
+    }
+    let device = super::device_in(&args.run.device, args.run.precision)?;
     let start = if args.restart { Start::GoOn } else { Start::New };
     let folder = TrainFolder::open(&super::out(args.run.out.as_deref(), &args.config), &start)?;
     let places = Places::new(&args.run.data, args.run.cache.as_deref())?;
@@ -71,7 +77,7 @@ pub(super) fn run(args: &ClassifierArgs) -> Result<u8, Failure> {
         })
     };
     let (train, val) = (images(Role::IdTrain)?, images(Role::IdVal)?);
-    let configuration = configuration(&file, normalisation, args.run.seed, [&train, &val])?;
+    let configuration = configuration(&file, normalisation, &args.run, [&train, &val])?;
     let recipe = file.recipe(args.run.seed);
     let n_classes = benchmark.classes;
     let mut training =

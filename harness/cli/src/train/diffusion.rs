@@ -1,10 +1,12 @@
 //! `train diffusion`: a noise-prediction network on images, by the reference's recipe.
 
+mod group;
 mod run;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
+use candle_core::Device;
 use clap::Args;
 use oodbench_datasets::Role;
 use oodbench_diffusion::config::Config;
@@ -14,14 +16,15 @@ use oodbench_diffusion::train::{DiffusionTraining, Recipe};
 use oodbench_nn::examples::Examples;
 use serde_json::{Value, json};
 
+use self::group::{Machines, Member};
 use self::run::Run;
 use super::RunArgs;
-use super::folder::{Start, TrainFolder};
+use super::folder::{self, Start, TrainFolder};
 use super::images::{Images, Places};
 use super::progress::TrainTalk;
 use super::tensorboard::EventFile;
 use crate::exit::Failure;
-use crate::observer::Talk;
+use crate::observer::{ProgressMode, Talk};
 
 /// Options of `train diffusion`.
 #[derive(Debug, Args)]
@@ -53,14 +56,18 @@ pub(crate) struct DiffusionArgs {
     /// How many steps it would take for the whole schedule.
     #[arg(long, value_name = "N", default_value = "50")]
     sample_step: usize,
+    /// Which process of a training on several devices this is.
+    #[arg(long, value_name = "RANK/WORLD", hide = true)]
+    member: Option<Member>,
     #[command(flatten)]
-    run: RunArgs,
+    pub(super) run: RunArgs,
 }
 
 pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
     let config = Config::read(&args.config).map_err(super::configuration)?;
     let net = config.model().map_err(super::configuration)?.clone();
     let recipe = Recipe::from_config(&config, args.run.seed).map_err(super::configuration)?;
+    let recipe = Recipe { precision: args.run.precision, ..recipe };
     let schedule = config.schedule();
     let steps = schedule.diffusion_step;
     if !(1..=steps).contains(&args.sample_step) {
@@ -71,18 +78,28 @@ pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
             None,
         ));
     }
-    let device = super::device(&args.run.device)?;
+    let names = group::devices(&args.run.device)?;
+    let rank = args.member.map_or(0, |member| member.0.rank);
+    let name = names.get(rank).copied().unwrap_or_default();
+    let device = super::device_in(name, args.run.precision)?;
     let start = Start::typed(args.restart.as_ref());
-    let folder = TrainFolder::open(&super::out(args.run.out.as_deref(), &args.config), &start)?;
+    let out = super::out(args.run.out.as_deref(), &args.config);
+    let folder = match args.member {
+        Some(_) => None,
+        None => Some(TrainFolder::open(&out, &start)?),
+    };
     let images = images(args, &config)?;
-    let configuration = configuration(&config, &schedule, args.run.seed, &images)?;
+    let configuration = configuration(&config, &schedule, &args.run, &images)?;
     let mut training = DiffusionTraining::new(&net, &schedule, &images, &recipe, &device)?;
     match &start {
         Start::New => {}
-        Start::GoOn => drop(training.load(&folder.checkpoint(), &configuration)?),
+        Start::GoOn => drop(training.load(&folder::checkpoint(&out), &configuration)?),
         Start::From(path) => super::reference::adopt(&mut training, path)?,
     }
     let end = args.steps.map_or(training.total_steps(), |n| n.min(training.total_steps()));
+    let Some(folder) = folder else {
+        return follow(&mut training, args.member, &device, end);
+    };
     let mut run = Run {
         args,
         net,
@@ -95,12 +112,30 @@ pub(super) fn run(args: &DiffusionArgs) -> Result<u8, Failure> {
         images_a_step: recipe.batch_size as u64 * recipe.accumulate,
     };
     run.begin(&start, &training, images.len(), end)?;
-    run.train(&mut training, end)
+    let machines = Machines::start(&names, &mut training, &device)?;
+    run.train(&mut training, machines, end)
+}
+
+/// Trains as another process than the first of several.
+fn follow(
+    training: &mut DiffusionTraining<'_>,
+    member: Option<Member>,
+    device: &Device,
+    end: u64,
+) -> Result<u8, Failure> {
+    #[cfg(feature = "nccl")]
+    if let Some(Member(share)) = member {
+        return group::together::follow(training, share, device, end);
+    }
+    let _ = (training, device, end);
+    Err(Failure::usage(format!("`--member` expected a build with NCCL, got {member:?}"), None))
 }
 
 fn images(args: &DiffusionArgs, config: &Config) -> Result<Images, Failure> {
     let places = Places::new(&args.run.data, args.run.cache.as_deref())?;
-    let talk = Talk::new(args.run.progress, false);
+    // One process speaks.
+    let mode = args.member.map_or(args.run.progress, |_| ProgressMode::None);
+    let talk = Talk::new(mode, false);
     let side = config.dataset.as_ref().and_then(|dataset| dataset.image_size);
     if let Some(benchmark) = &args.benchmark {
         let images = places.of_benchmark(benchmark, Role::IdTrain, side, &talk)?;
@@ -121,7 +156,7 @@ fn images(args: &DiffusionArgs, config: &Config) -> Result<Images, Failure> {
 fn configuration(
     config: &Config,
     schedule: &ScheduleConfig,
-    seed: u64,
+    run: &RunArgs,
     images: &Images,
 ) -> Result<Value, Failure> {
     let value = || -> serde_json::Result<Value> {
@@ -142,7 +177,8 @@ fn configuration(
             "Schedule": schedule,
             "Train": train,
             "Optim": config.optim,
-            "seed": seed,
+            "precision": run.precision,
+            "seed": run.seed,
         }))
     };
     value().map_err(|error| anyhow::Error::from(error).context("describe the training").into())

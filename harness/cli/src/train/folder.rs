@@ -50,7 +50,7 @@ impl Start {
 impl TrainFolder {
     /// Opens the folder, unless it holds what must not be written over.
     pub(super) fn open(root: &Path, start: &Start) -> Result<Self, Failure> {
-        let checkpoint = root.join("train.safetensors");
+        let checkpoint = checkpoint(root);
         match start {
             Start::New | Start::From(_) if checkpoint.exists() => {
                 let message = format!(
@@ -104,7 +104,7 @@ impl TrainFolder {
     }
 
     pub(super) fn checkpoint(&self) -> PathBuf {
-        self.path("train.safetensors")
+        checkpoint(&self.root)
     }
 
     /// Adds a line to `info.txt`, with the time before it.
@@ -126,9 +126,9 @@ impl TrainFolder {
         args: &RunArgs,
     ) -> Result<(), Failure> {
         let (config, version) = (config.display(), env!("CARGO_PKG_VERSION"));
-        let RunArgs { seed, device, .. } = args;
+        let RunArgs { seed, device, precision, .. } = args;
         self.note(&format!(
-            "step {step}: {how}, {config}, seed {seed}, {device}, oodbench {version}"
+            "step {step}: {how}, {config}, seed {seed}, {device}, {precision}, oodbench {version}"
         ))
     }
 
@@ -149,6 +149,11 @@ impl TrainFolder {
             code: WRITE_FAILED,
         })
     }
+}
+
+/// Where the folder of a training has its checkpoint.
+pub(super) fn checkpoint(root: &Path) -> PathBuf {
+    root.join("train.safetensors")
 }
 
 pub(super) fn write_failed(path: &Path, error: &std::io::Error) -> Failure {

@@ -19,6 +19,13 @@ pub enum DenoiseError {
         "image {image} of those denoised at once expected finite pixels after timestep {timestep}, got {got}"
     )]
     NotFinite { image: usize, timestep: usize, got: f32 },
+    #[error("{}", full(*batch, *fits))]
+    OutOfMemory {
+        /// Images of one evaluation, both branches of the guidance counted.
+        batch: usize,
+        /// As many would fit, if any do.
+        fits: Option<usize>,
+    },
     #[error("denoise from timestep {timestep}")]
     Network {
         timestep: usize,
@@ -28,4 +35,13 @@ pub enum DenoiseError {
     /// What the caller's own function said: a cancellation, or a classifier's fault.
     #[error(transparent)]
     Caller(Refusal),
+}
+
+/// A batch that does not fit, in words.
+pub(crate) fn full(batch: usize, fits: Option<usize>) -> String {
+    let would = match fits {
+        Some(fits) => format!("{fits} would"),
+        None => "no smaller one does".to_owned(),
+    };
+    format!("a batch of {batch} images does not fit into the memory of the device, {would}")
 }

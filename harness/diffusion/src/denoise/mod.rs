@@ -14,7 +14,7 @@
 //! writes files go the same way, to the same last bit.
 
 mod change;
-mod error;
+pub(crate) mod error;
 pub mod network;
 pub mod noise;
 mod process;

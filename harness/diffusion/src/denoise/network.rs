@@ -3,12 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use oodbench_nn::checkpoint::{CheckpointError, StateDict};
 use oodbench_nn::formula;
 use thiserror::Error;
 
-use crate::checkpoint::{self, Given, LoadError, LoadedModel};
+use crate::checkpoint::{self, Given, LoadError, LoadedModel, On};
 use crate::net::{DdimConfig, NetConfig};
 use crate::schedule::{Schedule, ScheduleConfig};
 
@@ -43,19 +42,19 @@ pub enum NetworkError {
 ///
 /// # Errors
 /// A file that holds no such network, or one for other images or classes.
-pub fn load(
+pub fn load<'a>(
     weights: &Path,
     config: Option<&Path>,
     (height, width): (usize, usize),
     n_classes: usize,
-    device: &Device,
+    on: impl Into<On<'a>>,
 ) -> Result<LoadedModel, NetworkError> {
     check_square((height, width))?;
     let config = config.map(Given::read).transpose()?;
     let file = StateDict::open(weights)?;
     // The reference's files do not name their image size; it is then that of the images.
     let given = Given { image_size: Some(height), ..config.unwrap_or_default() };
-    let loaded = checkpoint::load(&file, &given, device)?;
+    let loaded = checkpoint::load(&file, &given, on)?;
     let path = || weights.to_owned();
     let (expected, multiple) = (loaded.net.image_size(), loaded.net.side_multiple());
     if !height.is_multiple_of(multiple) {
@@ -83,15 +82,16 @@ pub fn check_square((height, width): (usize, usize)) -> Result<(), NetworkError>
 ///
 /// # Errors
 /// What building the network says.
-pub fn untrained(
+pub fn untrained<'a>(
     image_size: usize,
     n_classes: usize,
-    device: &Device,
+    on: impl Into<On<'a>>,
 ) -> Result<LoadedModel, NetworkError> {
-    let net = NetConfig::Ddim(small(image_size, n_classes));
-    let vb = formula::var_builder(Default::default()).set_device(device.clone());
-    let model = net.build(vb).map_err(|source| NetworkError::Build(Box::new(source)))?;
-    Ok(LoadedModel { model, net, schedule: Schedule::new(&ScheduleConfig::default()) })
+    let (net, on) = (NetConfig::Ddim(small(image_size, n_classes)), on.into());
+    let vb = formula::var_builder(Default::default()).set_device(on.device.clone());
+    let built = on.build(&net, vb).map_err(|source| NetworkError::Build(Box::new(source)));
+    let ((model, refused), schedule) = (built?, Schedule::new(&ScheduleConfig::default()));
+    Ok(LoadedModel { model, net, schedule, refused })
 }
 
 fn small(image_size: usize, num_classes: usize) -> DdimConfig {
@@ -114,6 +114,8 @@ fn small(image_size: usize, num_classes: usize) -> DdimConfig {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use candle_core::Device;
 
     use super::*;
 

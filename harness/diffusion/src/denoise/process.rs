@@ -6,9 +6,11 @@
 //! the little noise of step 0, which nothing takes away again.
 
 use candle_core::{Device, Tensor};
+use oodbench_nn::device::is_out_of_memory;
 
 use super::change::Space;
 use super::error::{DenoiseError, Refusal};
+use crate::batch::Evaluation;
 use crate::guidance::Guided;
 use crate::net::EpsModel;
 use crate::sampler::{Indexing, Method, Sampler};
@@ -158,8 +160,12 @@ impl Denoiser<'_> {
         if self.method.is_adaptive() {
             return 1;
         }
-        let branches = if self.model.n_classes() > 0 && self.beta != 0.0 { 2 } else { 1 };
-        (self.batch / branches).max(1)
+        (self.batch / self.evaluation((0, 0)).branches()).max(1)
+    }
+
+    /// One evaluation of the network, for images of a size.
+    pub fn evaluation(&self, size: (usize, usize)) -> Evaluation<'_> {
+        Evaluation { model: self.model, beta: self.beta, size, device: self.device }
     }
 
     /// How often the network is evaluated, and `tick` called, for so many rows; of an adaptive
@@ -290,6 +296,11 @@ impl Denoiser<'_> {
         match (denoised, refusal) {
             (Ok(denoised), _) => Ok(denoised),
             (Err(_), Some(refusal)) => Err(DenoiseError::Caller(refusal)),
+            (Err(source), None) if is_out_of_memory(&source) => {
+                let evaluation = self.evaluation((shape[2], shape[3]));
+                let batch = shape[0] * evaluation.branches();
+                Err(DenoiseError::OutOfMemory { batch, fits: evaluation.fits_below(batch) })
+            }
             (Err(source), None) => {
                 Err(DenoiseError::Network { timestep, source: Box::new(source) })
             }

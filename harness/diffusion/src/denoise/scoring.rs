@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::change::{Readout, Space, changes};
 use super::error::DenoiseError;
 use super::process::{Classify, Denoiser, Images, Sample, Subjects, Tick};
 
-/// The noise of an image's repeat: called with the image's index, the repeat and the length.
-pub type Noise<'a> = dyn Fn(usize, usize, usize) -> Vec<f32> + 'a;
+/// The noise of an image's repeat: called with the image's index, the repeat and the length, by
+/// several threads at once.
+pub type Noise<'a> = dyn Fn(usize, usize, usize) -> Vec<f32> + Sync + 'a;
 
 /// How images are denoised, apart from where classes, noise and the classifier come from.
 pub struct Scoring<'a> {
@@ -116,17 +119,16 @@ impl Scoring<'_> {
             let chosen: Vec<usize> =
                 (first..first + at_once).map(|i| i.min(n_images - 1)).collect();
             let mut pixels = Vec::with_capacity(at_once * image_len);
-            let mut noises = Vec::with_capacity(at_once * self.repeats * image_len);
-            for &image in &chosen {
-                pixels.extend_from_slice(images.image(image));
-                for repeat in 0..self.repeats {
-                    noises.extend(noise(image, repeat, image_len));
-                }
-            }
+            chosen.iter().for_each(|&image| pixels.extend_from_slice(images.image(image)));
+            // A GPU waits for these.
+            let noises: Vec<Vec<f32>> = (0..at_once * self.repeats)
+                .into_par_iter()
+                .map(|row| noise(chosen[row / self.repeats], row % self.repeats, image_len))
+                .collect();
             let subjects = Subjects {
                 images: Images::new(&pixels, images.size())?,
                 classes: &chosen.iter().map(|&image| classes[image]).collect::<Vec<u32>>(),
-                noise: &noises,
+                noise: &noises.concat(),
                 repeats: self.repeats,
             };
             let mut sample = |(&t, &needed)| match needed {

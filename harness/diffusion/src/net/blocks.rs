@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use oodbench_nn::kernels::{Activation, add, attention, conv2d, silu, upsample_2x};
+use oodbench_nn::kernels::{Activation, silu};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
+use oodbench_nn::maps::Map;
 use rand::RngExt;
 
 use super::Pass;
@@ -32,12 +33,15 @@ pub(super) fn timestep_embedding(t: &Tensor, dim: usize) -> Result<Tensor> {
 }
 
 /// Zeroes each element with probability `p` and scales the others up, while training.
-pub(super) fn dropout(xs: Tensor, p: f64, pass: &mut Pass<'_>) -> Result<Tensor> {
-    let Pass::Train(rng) = pass else { return Ok(xs) };
+pub(super) fn dropout(xs: Map, p: f64, pass: &mut Pass<'_>) -> Result<Map> {
     if p <= 0.0 {
         return Ok(xs);
     }
-    oodbench_nn::dropout::dropout(&xs, p, rng.random())
+    match pass {
+        Pass::Sample => Ok(xs),
+        Pass::Train(rng) => xs.dropout(p, rng.random()),
+        Pass::TrainAfter(rng, before) => xs.dropout_after(p, rng.random(), *before),
+    }
 }
 
 /// Normalise, SiLU, convolve; add the time embedding; again; plus the input.
@@ -76,21 +80,16 @@ impl ResnetBlock {
     }
 
     /// # Shapes
-    /// - `xs`: `[batch, c_in, height, width]`
+    /// - `xs`: `c_in` channels to `c_out`
     /// - `temb`: `[batch, temb_channels]`, already through SiLU
-    pub(super) fn forward(
-        &self,
-        xs: &Tensor,
-        temb: &Tensor,
-        pass: &mut Pass<'_>,
-    ) -> Result<Tensor> {
+    pub(super) fn forward(&self, xs: &Map, temb: &Tensor, pass: &mut Pass<'_>) -> Result<Map> {
         let hs = self.norm1.forward(xs, Activation::Silu)?;
-        let hs = self.conv1.forward_shifted(&hs, &self.temb_proj.forward(temb)?)?;
+        let hs = self.conv1.forward_map_shifted(&hs, &self.temb_proj.forward(temb)?)?;
         let hs = dropout(self.norm2.forward(&hs, Activation::Silu)?, self.dropout, pass)?;
-        let hs = self.conv2.forward(&hs)?;
+        let hs = self.conv2.forward_map(&hs)?;
         match &self.nin_shortcut {
-            Some(conv) => add(&conv.forward(xs)?, &hs),
-            None => add(xs, &hs),
+            Some(conv) => conv.forward_map(xs)?.add(&hs),
+            None => xs.add(&hs),
         }
     }
 }
@@ -98,9 +97,7 @@ impl ResnetBlock {
 /// Single-head self-attention over the pixels.
 pub(super) struct AttnBlock {
     norm: GroupNorm,
-    q: Conv2d,
-    k: Conv2d,
-    v: Conv2d,
+    qkv: Stack,
     proj_out: Conv2d,
 }
 
@@ -110,24 +107,48 @@ impl AttnBlock {
             |name: &str| Conv2d::with_bias(channels, channels, ConvShape::one(1), vb.pp(name));
         Ok(Self {
             norm: normalise(channels, vb.pp("norm"))?,
-            q: conv("q")?,
-            k: conv("k")?,
-            v: conv("v")?,
+            qkv: Stack::new([conv("q")?, conv("k")?, conv("v")?])?,
             proj_out: conv("proj_out")?,
         })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let (_, channels, height, width) = xs.dims4()?;
+    pub(super) fn forward(&self, xs: &Map) -> Result<Map> {
         let hs = self.norm.forward(xs, Activation::Identity)?;
-        // Queries, keys and values from one product.
-        let parts = [&self.q, &self.k, &self.v];
-        let weights = Tensor::cat(&parts.map(Conv2d::weight), 0)?;
-        let biases: Vec<&Tensor> = parts.iter().filter_map(|conv| conv.bias()).collect();
-        let qkv = conv2d(&hs, &weights, Some(&Tensor::cat(&biases, 0)?), 1, 0)?; // [B, 3 C, H, W]
-        let hs = attention(&qkv.flatten_from(2)?, (channels as f64).powf(-0.5))?; // [B, C, HW]
-        add(xs, &self.proj_out.forward(&hs.reshape(((), channels, height, width))?)?)
+        let qkv = self.qkv.forward(&hs)?;
+        let hs = qkv.attention(1, (self.qkv.channels as f64).powf(-0.5))?;
+        xs.add(&self.proj_out.forward_map(&hs)?)
     }
+}
+
+/// Queries, keys and values from one product.
+struct Stack {
+    parts: [Conv2d; 3],
+    /// The three as one, where their weights do not change.
+    whole: Option<Conv2d>,
+    channels: usize,
+}
+
+impl Stack {
+    fn new(parts: [Conv2d; 3]) -> Result<Self> {
+        let channels = parts[0].weight().dim(0)?;
+        let is_constant = parts.iter().all(|part| !part.weight().track_op());
+        let whole = if is_constant { Some(stacked(&parts)?) } else { None };
+        Ok(Self { parts, whole, channels })
+    }
+
+    fn forward(&self, xs: &Map) -> Result<Map> {
+        match &self.whole {
+            Some(whole) => whole.forward_map(xs),
+            None => stacked(&self.parts)?.forward_map(xs),
+        }
+    }
+}
+
+/// One 1x1 convolution to the outputs of several.
+fn stacked(parts: &[Conv2d]) -> Result<Conv2d> {
+    let weights: Vec<&Tensor> = parts.iter().map(Conv2d::weight).collect();
+    let biases: Vec<&Tensor> = parts.iter().filter_map(Conv2d::bias).collect();
+    Ok(Conv2d::pointwise(Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?))
 }
 
 /// Halves the resolution: a strided convolution padded on the right and below, or averaging.
@@ -145,10 +166,10 @@ impl Downsample {
         Ok(Self::Conv(Conv2d::with_bias(channels, channels, shape, vb.pp("conv"))?))
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, xs: &Map) -> Result<Map> {
         match self {
-            Self::Conv(conv) => conv.forward(&xs.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?),
-            Self::Average => xs.avg_pool2d(2),
+            Self::Conv(conv) => conv.forward_map(&xs.pad_end()?)?.settled(),
+            Self::Average => xs.avg_pool_2x(),
         }
     }
 }
@@ -168,10 +189,10 @@ impl Upsample {
         Ok(Self { conv })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let xs = upsample_2x(xs)?;
+    pub(super) fn forward(&self, xs: &Map) -> Result<Map> {
+        let xs = xs.upsample_2x()?;
         match &self.conv {
-            Some(conv) => conv.forward(&xs),
+            Some(conv) => conv.forward_map(&xs),
             None => Ok(xs),
         }
     }

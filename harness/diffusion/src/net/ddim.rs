@@ -6,8 +6,9 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use oodbench_nn::kernels::{Activation, cat_channels, silu};
+use oodbench_nn::kernels::{Activation, silu};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm};
+use oodbench_nn::maps::{Form, Map};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{
@@ -15,7 +16,7 @@ use super::blocks::{
     timestep_embedding,
 };
 use super::check::{Sizes, check_groups};
-use super::{EpsModel, NetConfigError, Pass};
+use super::{EpsModel, Halves, NetConfigError, Pass};
 
 /// Sizes of the network; names and meanings are those of the reference's configuration files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ struct Level {
 }
 
 impl Level {
-    fn forward(&self, i: usize, xs: &Tensor, temb: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+    fn forward(&self, i: usize, xs: &Map, temb: &Tensor, pass: &mut Pass<'_>) -> Result<Map> {
         let xs = self.blocks[i].forward(xs, temb, pass)?;
         match self.attn.get(i) {
             Some(attn) => attn.forward(&xs),
@@ -75,6 +76,7 @@ impl Level {
 /// The network.
 pub struct DdimUNet {
     config: DdimConfig,
+    form: Form,
     temb: TimeMlp,
     label_emb: ClassEmbedding,
     conv_in: Conv2d,
@@ -88,11 +90,11 @@ pub struct DdimUNet {
 }
 
 impl DdimUNet {
-    /// Builds the network on the variables of `vb`.
+    /// Builds the network on the variables of `vb`, to hold its activations in `form`.
     ///
     /// # Errors
     /// A configuration that makes no network, or a tensor that is missing or has another shape.
-    pub fn new(config: &DdimConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &DdimConfig, form: Form, vb: VarBuilder) -> Result<Self> {
         config.check().map_err(candle_core::Error::wrap)?;
         if config.kind == "bayesian" {
             vb.get_with_hints(LOGVAR_STEPS, "logvar", Init::Const(0.0))?;
@@ -177,6 +179,7 @@ impl DdimUNet {
                 vb.pp("conv_out"),
             )?,
             config: config.clone(),
+            form,
         })
     }
 }
@@ -211,44 +214,8 @@ impl DdimConfig {
 }
 
 impl EpsModel for DdimUNet {
-    fn eps(
-        &self,
-        x_t: &Tensor,
-        t: &Tensor,
-        y: Option<&Tensor>,
-        mut pass: Pass<'_>,
-    ) -> Result<Tensor> {
-        let pass = &mut pass;
-        let temb = self.temb.forward(&timestep_embedding(t, self.config.ch)?)?;
-        // Every block begins with the same non-linearity of it.
-        let temb = silu(&self.label_emb.add_to(temb, y)?)?;
-
-        let mut skips = vec![self.conv_in.forward(x_t)?];
-        for (level, downsample) in &self.down {
-            for i in 0..level.blocks.len() {
-                let hs = level.forward(i, last(&skips), &temb, pass)?;
-                skips.push(hs);
-            }
-            if let Some(downsample) = downsample {
-                let hs = downsample.forward(last(&skips))?;
-                skips.push(hs);
-            }
-        }
-
-        let hs = self.mid_block_1.forward(last(&skips), &temb, pass)?;
-        let hs = self.mid_attn_1.forward(&hs)?;
-        let mut hs = self.mid_block_2.forward(&hs, &temb, pass)?;
-
-        for (level, upsample) in &self.up {
-            for i in 0..level.blocks.len() {
-                let skip = skips.pop().expect("as many skips as blocks on the way up");
-                hs = level.forward(i, &cat_channels(&hs, &skip)?, &temb, pass)?;
-            }
-            if let Some(upsample) = upsample {
-                hs = upsample.forward(&hs)?;
-            }
-        }
-        self.conv_out.forward(&self.norm_out.forward(&hs, Activation::Silu)?)
+    fn eps(&self, x_t: &Tensor, t: &Tensor, y: Option<&Tensor>, pass: Pass<'_>) -> Result<Tensor> {
+        self.eps_under(x_t, &self.condition(t, y)?, pass)
     }
 
     fn n_classes(&self) -> usize {
@@ -258,9 +225,53 @@ impl EpsModel for DdimUNet {
     fn image_size(&self) -> usize {
         self.config.image_size
     }
+
+    fn halves(&self) -> Option<&dyn Halves> {
+        Some(self)
+    }
 }
 
-fn last(skips: &[Tensor]) -> &Tensor {
+impl Halves for DdimUNet {
+    fn condition(&self, t: &Tensor, y: Option<&Tensor>) -> Result<Tensor> {
+        let temb = self.temb.forward(&timestep_embedding(t, self.config.ch)?)?;
+        // Every block begins with the same non-linearity of it.
+        silu(&self.label_emb.add_to(temb, y)?)
+    }
+
+    fn eps_under(&self, x_t: &Tensor, temb: &Tensor, mut pass: Pass<'_>) -> Result<Tensor> {
+        let pass = &mut pass;
+        let xs = Map::enter(x_t, self.form)?;
+        let mut skips = vec![self.conv_in.forward_map(&xs)?.settled()?];
+        for (level, downsample) in &self.down {
+            for i in 0..level.blocks.len() {
+                let hs = level.forward(i, last(&skips), temb, pass)?;
+                skips.push(hs);
+            }
+            if let Some(downsample) = downsample {
+                let hs = downsample.forward(last(&skips))?;
+                skips.push(hs);
+            }
+        }
+
+        let hs = self.mid_block_1.forward(last(&skips), temb, pass)?;
+        let hs = self.mid_attn_1.forward(&hs)?;
+        let mut hs = self.mid_block_2.forward(&hs, temb, pass)?;
+
+        for (level, upsample) in &self.up {
+            for i in 0..level.blocks.len() {
+                let skip = skips.pop().expect("as many skips as blocks on the way up");
+                hs = level.forward(i, &hs.cat_channels(&skip)?, temb, pass)?;
+            }
+            if let Some(upsample) = upsample {
+                hs = upsample.forward(&hs)?;
+            }
+        }
+        let out = self.conv_out.forward_map(&self.norm_out.forward(&hs, Activation::Silu)?)?;
+        out.leave(self.config.out_ch)
+    }
+}
+
+fn last(skips: &[Map]) -> &Map {
     skips.last().expect("the input convolution is always there")
 }
 
@@ -289,7 +300,7 @@ mod tests {
     /// same weights, PyTorch on the CPU.
     fn check(changes: Value, expected: [f32; 8]) {
         let vb = formula::var_builder(Default::default());
-        let model = DdimUNet::new(&config(&changes), vb).unwrap();
+        let model = DdimUNet::new(&config(&changes), Form::FIRST, vb).unwrap();
         let xs = formula::normal("xs", 2 * 768);
         let x = Tensor::from_vec(xs, (2, 3, 16, 16), &Device::Cpu).unwrap();
         let t = Tensor::new(&[3f32, 999.0], &Device::Cpu).unwrap();

@@ -4,9 +4,13 @@ mod blocks;
 mod check;
 mod ddim;
 mod iddpm;
+#[cfg(test)]
+mod orders;
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use oodbench_nn::maps::Form;
+use oodbench_nn::precision::Precision;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +23,9 @@ pub enum Pass<'a> {
     Sample,
     /// Dropout drawn from this generator.
     Train(&'a mut ChaCha8Rng),
+    /// The same for a part of a batch, behind so many images of it: it loses what it loses in the
+    /// whole batch.
+    TrainAfter(&'a mut ChaCha8Rng, usize),
 }
 
 /// A network that predicts the noise in an image.
@@ -37,6 +44,33 @@ pub trait EpsModel: Send + Sync {
 
     /// Side of the images that it was trained on.
     fn image_size(&self) -> usize;
+
+    /// The network in two halves, where it comes apart.
+    fn halves(&self) -> Option<&dyn Halves> {
+        None
+    }
+}
+
+/// A network whose first half sees the step and the class, and whose second half sees the image.
+/// `eps` is one after the other.
+///
+/// The first half is small. The second, while it samples on a CUDA device, copies nothing from the
+/// host and waits for nothing once it has run for images of the same shape, so that it can be
+/// captured as a CUDA graph whose inputs are `x_t` and `condition`.
+pub trait Halves: Send + Sync {
+    /// What the network makes of steps and classes.
+    ///
+    /// # Shapes
+    /// - `t`, `y`: as those of [`EpsModel::eps`]
+    /// - result: `[batch, width]`, `f32`, contiguous
+    fn condition(&self, t: &Tensor, y: Option<&Tensor>) -> Result<Tensor>;
+
+    /// The noise in `x_t` under a condition.
+    ///
+    /// # Shapes
+    /// - `x_t`, result: `[batch, 3, height, width]`
+    /// - `condition`: a result of [`Halves::condition`] for as many images
+    fn eps_under(&self, x_t: &Tensor, condition: &Tensor, pass: Pass<'_>) -> Result<Tensor>;
 }
 
 /// Any network of this crate, as it is described in a file.
@@ -62,14 +96,24 @@ pub struct NetConfigError {
 }
 
 impl NetConfig {
-    /// Builds the network on the variables of `vb`.
+    /// Builds the network on the variables of `vb`, to compute in `f32`.
     ///
     /// # Errors
     /// A configuration that makes no network, or a tensor that is missing or has another shape.
     pub fn build(&self, vb: VarBuilder) -> Result<Box<dyn EpsModel>> {
+        self.build_in(vb, Precision::F32)
+    }
+
+    /// Builds the network on the variables of `vb`, which are `f32` whatever it computes in.
+    ///
+    /// # Errors
+    /// As [`NetConfig::build`], or a precision that the device of `vb` does not have.
+    pub fn build_in(&self, vb: VarBuilder, precision: Precision) -> Result<Box<dyn EpsModel>> {
+        precision.check(vb.device()).map_err(candle_core::Error::wrap)?;
+        let form = Form::new(vb.device(), precision);
         match self {
-            Self::Ddim(config) => Ok(Box::new(DdimUNet::new(config, vb)?)),
-            Self::Iddpm(config) => Ok(Box::new(IddpmUNet::new(config, vb)?)),
+            Self::Ddim(config) => Ok(Box::new(DdimUNet::new(config, form, vb)?)),
+            Self::Iddpm(config) => Ok(Box::new(IddpmUNet::new(config, form, vb)?)),
         }
     }
 

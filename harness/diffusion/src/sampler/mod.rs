@@ -265,6 +265,10 @@ impl Field for Noise<'_> {
         let (a, b) = (signal(t)?, signal(next)?);
         let along_x = 1.0 / (a.sqrt() * (a.sqrt() + b.sqrt()));
         let along_noise = 1.0 / (a.sqrt() * (((1.0 - b) * a).sqrt() + ((1.0 - a) * b).sqrt()));
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() && x.dtype() == DType::F32 && !x.track_op() && !noise.track_op() {
+            return oodbench_cuda::sampler::ddim(x, noise, along_x, along_noise, b - a);
+        }
         let delta = ((x * along_x)? - (noise * along_noise)?)?;
         x + (delta * (b - a))?
     }

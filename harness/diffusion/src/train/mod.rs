@@ -6,6 +6,7 @@
 //! random number is a function of the seed and of the batch's number, so that a training which was
 //! stopped goes on from its last checkpoint as if it had not been.
 
+mod ahead;
 mod batches;
 mod noising;
 mod recipe;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use oodbench_nn::examples::{Examples, batch};
+use oodbench_nn::examples::{Examples, Feed, Range};
 use oodbench_nn::tensor_file::Text;
 use oodbench_nn::train::{Alone, Learner, Order, Reduce, TrainError};
 use oodbench_nn::variables::Variables;
@@ -24,8 +25,9 @@ use serde_json::Value;
 
 use crate::net::{EpsModel, NetConfig};
 use crate::schedule::{Schedule, ScheduleConfig};
+use ahead::Ahead;
 use batches::Batches;
-use noising::Noising;
+use noising::{Noising, Plan};
 pub use recipe::{DiffusionRecipe, Length, Recipe};
 pub use validation::{VALIDATION_BETA, VALIDATION_IMAGES};
 
@@ -47,7 +49,8 @@ pub struct StepReport {
 
 /// A diffusion network in training.
 pub struct DiffusionTraining<'a> {
-    examples: &'a dyn Examples,
+    feed: Feed<'a>,
+    ahead: Ahead,
     recipe: Recipe,
     interval: usize,
     schedule: Schedule,
@@ -56,6 +59,25 @@ pub struct DiffusionTraining<'a> {
     learner: Learner,
     batches: Batches,
     order: Order,
+    share: Share,
+}
+
+/// The part of every batch that this process computes, of as many equal ones as there are processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub rank: usize,
+    pub world: usize,
+}
+
+impl Share {
+    /// Everything.
+    pub const WHOLE: Self = Self { rank: 0, world: 1 };
+
+    /// Its places in a batch.
+    fn of(self, batch: usize) -> std::ops::Range<usize> {
+        let each = batch / self.world;
+        self.rank * each..(self.rank + 1) * each
+    }
 }
 
 impl<'a> DiffusionTraining<'a> {
@@ -95,9 +117,10 @@ impl<'a> DiffusionTraining<'a> {
         }
         let batches = Batches::new(examples.len(), recipe)?;
         let variables = Variables::new(recipe.seed, device);
-        let model = net.build(variables.builder())?;
+        let model = net.build_in(variables.builder(), recipe.precision)?;
         Ok(Self {
-            examples,
+            feed: Feed::new(examples, device)?,
+            ahead: Ahead::default(),
             interval,
             schedule: Schedule::new(schedule),
             device: device.clone(),
@@ -106,7 +129,23 @@ impl<'a> DiffusionTraining<'a> {
             batches,
             order: Order::new(examples.len(), recipe.batch_size, recipe.seed),
             recipe: recipe.clone(),
+            share: Share::WHOLE,
         })
+    }
+
+    /// Computes a share of every batch; the gradients come together in what [`Reduce`] does. The
+    /// result is that of one process, but for rounding.
+    ///
+    /// # Errors
+    /// A batch that does not come apart evenly.
+    pub fn take_share(&mut self, share: Share) -> Result<(), TrainError> {
+        let Share { rank, world } = share;
+        if rank >= world || !self.recipe.batch_size.is_multiple_of(world) {
+            let expected = format!("a multiple of {world}, the number of devices");
+            return Err(TrainError::recipe("Dataset.batch_size", expected, self.recipe.batch_size));
+        }
+        self.share = share;
+        Ok(())
     }
 
     /// Steps that were made.
@@ -136,35 +175,37 @@ impl<'a> DiffusionTraining<'a> {
     fn try_step(&mut self, reduce: &mut dyn Reduce) -> Result<StepReport, TrainError> {
         let start = Instant::now();
         let step = self.learner.step();
-        let noising = Noising {
-            schedule: &self.schedule,
-            interval: self.interval,
-            cond_ratio: self.recipe.cond_ratio,
-            loss: self.recipe.loss,
+        let (height, width) = self.feed.examples().size();
+        let plan = Plan {
             seed: self.recipe.seed,
+            batch: self.recipe.batch_size,
+            per_image: 3 * height * width,
+            interval: self.interval,
+            cond_ratio: (self.model.n_classes() > 0).then_some(self.recipe.cond_ratio),
         };
-        let (mut loss, mut mean_step, mut images) = (0.0, 0.0, 0);
+        let noising = Noising { schedule: &self.schedule, loss: self.recipe.loss, plan };
+        let (mut mean_step, mut images) = (0.0, 0);
         for place in self.batches.of_step(step) {
             let number = self.batches.number(place);
-            let indices = self.order.batch(place);
-            let drawn = (self.recipe.seed, number);
-            let (xs, ys) =
-                batch(self.examples, indices, self.recipe.augmentation, drawn, &self.device)?;
-            let xs = xs.affine(2.0, -1.0)?;
-            let noised = noising.loss(self.model.as_ref(), &xs, &ys, number)?;
-            loss = f64::from(noised.loss.to_scalar::<f32>()?);
-            if !loss.is_finite() {
-                return Err(TrainError::NotFinite { what: "loss", step, value: loss });
+            let draws = self.ahead.take(plan, number);
+            if self.device.is_cuda() {
+                self.ahead.prepare(plan, number + 1);
             }
-            let part = match self.recipe.accumulate {
-                1 => noised.loss,
-                n => (noised.loss / n as f64)?,
-            };
-            self.learner.backward(&part, Some(self.recipe.grad_clip), reduce)?;
+            let indices = self.order.batch(place);
+            let share = self.share.of(indices.len());
+            let (augmentation, drawn) = (self.recipe.augmentation, (self.recipe.seed, number));
+            let range = Range::Signed;
+            let xs = self.feed.images(indices, share.clone(), augmentation, drawn, range)?;
+            let label = |&index: &usize| self.feed.examples().label(index);
+            let classes: Vec<u32> = indices[share.clone()].iter().map(label).collect();
+            let (model, feed) = (self.model.as_ref(), &mut self.feed);
+            let noised = noising.loss(model, feed, &xs, &classes, share, draws, number)?;
+            let clip = Some(self.recipe.grad_clip);
+            self.learner.backward(&noised.loss, self.recipe.accumulate, clip, reduce)?;
             mean_step = noised.mean_step;
             images += indices.len();
         }
-        self.learner.update(self.recipe.rates.at(step))?;
+        let loss = self.learner.update(self.recipe.rates.at(step))?;
         Ok(StepReport {
             step: step + 1,
             loss,

@@ -1,7 +1,13 @@
 //! The loss of a batch: random steps, noise and missing classes, and how far the network is off.
 
-use candle_core::{Device, Result, Tensor};
-use oodbench_nn::examples::generator;
+use std::ops::Range;
+
+#[cfg(feature = "cuda")]
+use candle_core::D;
+use candle_core::{Result, Tensor};
+#[cfg(feature = "cuda")]
+use oodbench_cuda::augment;
+use oodbench_nn::examples::{Feed, generator};
 use rand::{Rng, RngExt};
 use rand_distr::{Distribution, StandardNormal};
 
@@ -12,57 +18,90 @@ use crate::schedule::Schedule;
 /// How images become a loss.
 pub(super) struct Noising<'a> {
     pub(super) schedule: &'a Schedule,
+    pub(super) loss: LossType,
+    pub(super) plan: Plan,
+}
+
+/// What the random numbers of a batch follow from, besides its number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    /// Images of the batch, and values of an image.
+    pub(super) batch: usize,
+    pub(super) per_image: usize,
     /// Steps are drawn from 0 to below this.
     pub(super) interval: usize,
-    /// The probability that a class is kept.
-    pub(super) cond_ratio: f64,
-    pub(super) loss: LossType,
-    /// With the number of the batch it decides everything random.
-    pub(super) seed: u64,
+    /// The probability that a class is kept; none for a network without classes.
+    pub(super) cond_ratio: Option<f64>,
+}
+
+/// The random numbers of a batch.
+#[derive(Debug, PartialEq)]
+pub(super) struct Draws {
+    t: Vec<usize>,
+    noise: Vec<f32>,
+    /// Whether an image keeps its class; none for a network without classes.
+    kept: Option<Vec<bool>>,
+}
+
+impl Plan {
+    /// The random numbers of the batch `number`.
+    pub(super) fn draw(&self, number: u64) -> Draws {
+        let mut rng = generator(self.seed, "noising", number);
+        let t = symmetric_steps(self.batch, self.interval, &mut rng);
+        let noise = normals(self.batch * self.per_image, &mut rng);
+        let kept = self
+            .cond_ratio
+            .map(|ratio| (0..self.batch).map(|_| rng.random::<f64>() < ratio).collect());
+        Draws { t, noise, kept }
+    }
 }
 
 /// A loss and the mean step that it is of.
 pub(super) struct Noised {
-    /// Summed over an image's values, averaged over the batch.
+    /// Summed over an image's values, averaged over the share.
     pub(super) loss: Tensor,
+    /// Over the whole batch.
     pub(super) mean_step: f64,
 }
 
 impl Noising<'_> {
-    /// The loss of one batch at its own random steps, classes and noise.
+    /// The loss of the places `share` of the batch `number`, whose random numbers are `draws`.
     ///
     /// # Shapes
-    /// - `xs`: `[batch, 3, height, width]`, in `[-1, 1]`
-    /// - `ys`: `[batch]`, `u32`
+    /// - `xs`: `[share, 3, height, width]`, in `[-1, 1]`
+    /// - `classes`: one for each image
     pub(super) fn loss(
         &self,
         model: &dyn EpsModel,
+        feed: &mut Feed<'_>,
         xs: &Tensor,
-        ys: &Tensor,
+        classes: &[u32],
+        share: Range<usize>,
+        draws: Draws,
         number: u64,
     ) -> Result<Noised> {
-        let mut rng = generator(self.seed, "noising", number);
-        let batch = xs.dim(0)?;
-        let t = symmetric_steps(batch, self.interval, &mut rng);
-        let noise = normal(xs, &mut rng)?;
-        let y = if model.n_classes() > 0 {
-            let no_class = model.n_classes() as u32;
-            let kept = ys
-                .to_device(&Device::Cpu)?
-                .to_vec1::<u32>()?
-                .into_iter()
-                .map(|y| if rng.random::<f64>() < self.cond_ratio { y } else { no_class })
-                .collect::<Vec<u32>>();
-            Some(Tensor::from_vec(kept, batch, xs.device())?)
-        } else {
-            None
-        };
-        let x_t = self.schedule.diffuse(xs, &t, &noise)?;
-        let mean_step = t.iter().sum::<usize>() as f64 / batch.max(1) as f64;
-        let t: Vec<f32> = t.iter().map(|&t| t as f32).collect();
-        let t = Tensor::from_vec(t, batch, xs.device())?;
-        let mut dropout = generator(self.seed, "dropout", number);
-        let eps = model.eps(&x_t, &t, y.as_ref(), Pass::Train(&mut dropout))?;
+        let Draws { t, noise, kept } = draws;
+        let mean_step = t.iter().sum::<usize>() as f64 / t.len().max(1) as f64;
+        let no_class = model.n_classes() as u32;
+        let y = kept.map(|kept| {
+            let pairs = classes.iter().zip(&kept[share.clone()]);
+            pairs.map(|(y, kept)| if *kept { *y } else { no_class }).collect()
+        });
+        let y = y.map(|y| feed.classes(y)).transpose()?;
+        let values = share.start * self.plan.per_image..share.end * self.plan.per_image;
+        let (t, noise) = (&t[share.clone()], &noise[values]);
+        let mut dropout = generator(self.plan.seed, "dropout", number);
+        let pass = Pass::TrainAfter(&mut dropout, share.start);
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            let loss = self.loss_on_cuda(model, feed, xs, y.as_ref(), t, noise, pass)?;
+            return Ok(Noised { loss, mean_step });
+        }
+        let noise = Tensor::from_slice(noise, xs.shape(), xs.device())?;
+        let x_t = self.schedule.diffuse(xs, t, &noise)?;
+        let t = feed.numbers(t.iter().map(|&t| t as f32).collect())?;
+        let eps = model.eps(&x_t, &t, y.as_ref(), pass)?;
         let off = (eps - noise)?;
         let off = match self.loss {
             LossType::Square => off.sqr()?,
@@ -70,12 +109,48 @@ impl Noising<'_> {
         };
         Ok(Noised { loss: off.flatten_from(1)?.sum(1)?.mean(0)?, mean_step })
     }
+
+    /// The same with one copy to the device and two kernels around the network.
+    #[cfg(feature = "cuda")]
+    fn loss_on_cuda(
+        &self,
+        model: &dyn EpsModel,
+        feed: &mut Feed<'_>,
+        xs: &Tensor,
+        y: Option<&Tensor>,
+        t: &[usize],
+        noise: &[f32],
+        pass: Pass<'_>,
+    ) -> Result<Tensor> {
+        let batch = t.len();
+        let (signal, scale) = self.schedule.factors(t)?;
+        let mut numbers = Vec::with_capacity(noise.len() + 3 * batch);
+        numbers.extend_from_slice(noise);
+        numbers.extend_from_slice(&signal);
+        numbers.extend_from_slice(&scale);
+        numbers.extend(t.iter().map(|&t| t as f32));
+        let numbers = feed.numbers(numbers)?;
+        let part = |from: usize, len: usize| numbers.narrow(D::Minus1, from, len);
+        let noise = part(0, noise.len())?.reshape(xs.shape())?;
+        let factors = part(noise.elem_count(), 2 * batch)?.reshape((2, batch))?;
+        let t = part(noise.elem_count() + 2 * batch, batch)?;
+        let x_t = augment::diffuse(xs, &noise, &factors)?;
+        let eps = model.eps(&x_t, &t, y, pass)?;
+        let loss = match self.loss {
+            LossType::Square => augment::Loss::Square,
+            LossType::Linear => augment::Loss::Absolute,
+        };
+        augment::noise_loss(&eps, &noise, loss)
+    }
 }
 
 /// Standard normal noise of the shape of `xs`.
 pub(super) fn normal(xs: &Tensor, rng: &mut impl Rng) -> Result<Tensor> {
-    let noise: Vec<f32> = (0..xs.elem_count()).map(|_| StandardNormal.sample(rng)).collect();
-    Tensor::from_vec(noise, xs.shape(), xs.device())
+    Tensor::from_vec(normals(xs.elem_count(), rng), xs.shape(), xs.device())
+}
+
+fn normals(n: usize, rng: &mut impl Rng) -> Vec<f32> {
+    (0..n).map(|_| StandardNormal.sample(rng)).collect()
 }
 
 /// Half of the steps at random, the other half their mirror images: `t` and `steps - 1 - t`. Of an
@@ -86,110 +161,4 @@ fn symmetric_steps(n: usize, steps: usize, rng: &mut impl Rng) -> Vec<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::schedule::ScheduleConfig;
-    use candle_core::DType;
-    use std::sync::Mutex;
-
-    #[test]
-    fn steps_come_in_mirrored_pairs() {
-        let t = symmetric_steps(5, 1000, &mut generator(0, "test", 0));
-        assert_eq!(t.len(), 5);
-        assert_eq!((t[0] + t[3], t[1] + t[4]), (999, 999));
-        assert!(symmetric_steps(64, 10, &mut generator(0, "test", 1)).iter().all(|&t| t < 10));
-    }
-
-    /// Predicts no noise at all, and remembers the classes that it was told.
-    #[derive(Default)]
-    struct Silent(Mutex<Vec<u32>>);
-
-    impl EpsModel for Silent {
-        fn eps(
-            &self,
-            x_t: &Tensor,
-            _t: &Tensor,
-            y: Option<&Tensor>,
-            _pass: Pass<'_>,
-        ) -> Result<Tensor> {
-            self.0.lock().unwrap().extend(y.unwrap().to_vec1::<u32>()?);
-            x_t.zeros_like()
-        }
-        fn n_classes(&self) -> usize {
-            10
-        }
-        fn image_size(&self) -> usize {
-            4
-        }
-    }
-
-    fn of_silence(loss: LossType) -> (f64, Vec<u32>) {
-        let schedule = Schedule::new(&ScheduleConfig::default());
-        let noising =
-            Noising { schedule: &schedule, interval: 1000, cond_ratio: 0.9, loss, seed: 1 };
-        let xs = Tensor::zeros((2000, 3, 4, 4), DType::F32, &Device::Cpu).unwrap();
-        let ys = Tensor::zeros(2000, DType::U32, &Device::Cpu).unwrap();
-        let model = Silent::default();
-        let noised = noising.loss(&model, &xs, &ys, 5).unwrap();
-        assert_eq!(noised.mean_step, 499.5);
-        let classes = model.0.lock().unwrap().clone();
-        (f64::from(noised.loss.to_scalar::<f32>().unwrap()), classes)
-    }
-
-    /// Knows that every image is grey, and so the noise, if it is told the right step.
-    struct Knowing<'a>(&'a Schedule);
-
-    impl EpsModel for Knowing<'_> {
-        fn eps(
-            &self,
-            x_t: &Tensor,
-            t: &Tensor,
-            _y: Option<&Tensor>,
-            _pass: Pass<'_>,
-        ) -> Result<Tensor> {
-            let steps = t.to_vec1::<f32>()?.into_iter();
-            let of_step = |t: f32| self.0.alpha_bar()[t as usize];
-            let signal: Vec<f32> = steps.map(of_step).collect();
-            let signal = Tensor::from_vec(signal, (t.dim(0)?, 1, 1, 1), x_t.device())?;
-            let noise = x_t.broadcast_sub(&(signal.sqrt()? * 0.5)?)?;
-            noise.broadcast_div(&(1.0 - signal)?.sqrt()?)
-        }
-        fn n_classes(&self) -> usize {
-            0
-        }
-        fn image_size(&self) -> usize {
-            4
-        }
-    }
-
-    #[test]
-    fn the_network_is_told_the_step_that_the_image_was_diffused_to() {
-        let schedule = Schedule::new(&ScheduleConfig::default());
-        let loss = LossType::Square;
-        let noising =
-            Noising { schedule: &schedule, interval: 1000, cond_ratio: 0.9, loss, seed: 1 };
-        let xs = Tensor::full(0.5f32, (200, 3, 4, 4), &Device::Cpu).unwrap();
-        let ys = Tensor::zeros(200, DType::U32, &Device::Cpu).unwrap();
-        let noised = noising.loss(&Knowing(&schedule), &xs, &ys, 5).unwrap();
-        // Told the step beside it, the loss is 0.02.
-        let loss = noised.loss.to_scalar::<f32>().unwrap();
-        assert!(loss < 1e-6, "{loss}");
-    }
-
-    #[test]
-    fn the_loss_is_summed_over_an_image_and_averaged_over_the_batch() {
-        // 48 values of mean square 1 and of mean absolute value sqrt(2 / pi).
-        let (square, _) = of_silence(LossType::Square);
-        assert!((square / 48.0 - 1.0).abs() < 0.02, "{square}");
-        let (linear, _) = of_silence(LossType::Linear);
-        assert!((linear / 48.0 - 0.79788).abs() < 0.01, "{linear}");
-    }
-
-    #[test]
-    fn a_tenth_of_the_classes_is_dropped() {
-        let (_, classes) = of_silence(LossType::Square);
-        let dropped = classes.iter().filter(|y| **y == 10).count();
-        assert!((150..250).contains(&dropped), "{dropped}");
-        assert!(classes.iter().all(|y| [0, 10].contains(y)));
-    }
-}
+mod tests;

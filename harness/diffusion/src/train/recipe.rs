@@ -2,6 +2,7 @@
 
 use oodbench_nn::examples::Augmentation;
 use oodbench_nn::optim::Rule;
+use oodbench_nn::precision::Precision;
 use oodbench_nn::train::{Fall, Rates};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ pub struct Recipe {
     /// The weight of the past in the moving average, at each step; none keeps no average.
     pub ema_rate: Option<f64>,
     pub augmentation: Augmentation,
+    /// What the network computes in. Its variables, their gradients and the loss are `f32` in any.
+    pub precision: Precision,
     pub seed: u64,
 }
 
@@ -64,6 +67,7 @@ impl Recipe {
                 crop_padding: 0,
                 horizontal_flip: config.dataset()?.random_flip,
             },
+            precision: Precision::F32,
             seed,
         })
     }
@@ -117,6 +121,7 @@ impl From<&DiffusionRecipe> for Recipe {
             loss: LossType::Square,
             ema_rate: Some(recipe.ema_rate),
             augmentation: recipe.augmentation,
+            precision: Precision::F32,
             seed: recipe.seed,
         }
     }

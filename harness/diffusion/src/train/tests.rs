@@ -5,6 +5,7 @@ use crate::config::LossType;
 use crate::sampler::Method;
 use oodbench_nn::examples::Augmentation;
 use oodbench_nn::optim::Rule;
+use oodbench_nn::precision::Precision;
 use oodbench_nn::train::{Fall, Gradients, Rates};
 
 fn recipe() -> Recipe {
@@ -26,6 +27,7 @@ fn recipe() -> Recipe {
         loss: LossType::Square,
         ema_rate: Some(0.9),
         augmentation: Augmentation { crop_padding: 0, horizontal_flip: true },
+        precision: Precision::F32,
         seed: 3,
     }
 }

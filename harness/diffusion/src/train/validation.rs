@@ -33,9 +33,9 @@ impl DiffusionTraining<'_> {
         let (seed, step) = (self.recipe.seed, self.learner.step());
         let plain = Augmentation { crop_padding: 0, horizontal_flip: false };
         // Another order than that of training, so that the pictures are no hint at its batches.
-        let mut indices = epoch_order(self.examples.len(), seed ^ u64::from(u32::MAX), step);
+        let mut indices = epoch_order(self.feed.examples().len(), seed ^ u64::from(u32::MAX), step);
         indices.truncate(VALIDATION_IMAGES);
-        let (xs, ys) = batch(self.examples, &indices, plain, (seed, step), &self.device)?;
+        let (xs, ys) = batch(self.feed.examples(), &indices, plain, (seed, step), &self.device)?;
         let xs = xs.affine(2.0, -1.0)?;
         let t = self.interval.saturating_sub(BEFORE_THE_END);
         let noise = normal(&xs, &mut generator(seed, "validation", step))?;

@@ -23,6 +23,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::EngineError;
 
+pub(crate) use fill::largest_batch;
 pub use fill::{BankFolder, sweep};
 pub use head::HeadFile;
 pub(crate) use layout::{Layout, Writer};

@@ -18,10 +18,15 @@ mod stage;
 mod trial;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use oodbench_datasets::{Progress, Role};
+use oodbench_nn::device::Gpu;
+use oodbench_nn::precision::Precision;
 use oodbench_record::{Machine, MissingSet, RunFolder, RunManifest, SetRef};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::error::EngineError;
@@ -49,14 +54,19 @@ pub struct BenchRequest {
     pub settings: Vec<Setting>,
     pub cache: PathBuf,
     pub out: PathBuf,
+    /// `cpu`, or `cuda:0` and so on: what `auto` has come to.
     pub device: String,
+    /// What is known of it, if it is a GPU.
+    pub gpu: Option<Gpu>,
+    /// What the classifier computes in.
+    pub precision: Precision,
     pub threads: usize,
     pub seed: u64,
     /// At most so many images of each scored set.
     pub limit: Option<usize>,
     /// Whether parameters that the user does not set are chosen on validation images.
     pub search: bool,
-    pub batch_size: usize,
+    pub batch_size: BatchSize,
     pub full_spectrum: bool,
     /// Run finished cells again.
     pub force: bool,
@@ -65,6 +75,42 @@ pub struct BenchRequest {
     pub memory_limit: Option<u64>,
     /// The version of oodbench.
     pub version: String,
+}
+
+/// How many images a network takes at once, and a detector that asks for pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchSize {
+    Of(usize),
+    /// On a GPU the largest power of two that fits and is of use to the classifier; the default on
+    /// the CPU.
+    Auto,
+}
+
+/// What [`BatchSize::default`] is.
+pub(crate) const DEFAULT_BATCH: usize = 128;
+
+impl Default for BatchSize {
+    fn default() -> Self {
+        Self::Of(DEFAULT_BATCH)
+    }
+}
+
+impl FromStr for BatchSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = || text.parse().ok().filter(|n| *n > 0).map(Self::Of);
+        let size = if text == "auto" { Some(Self::Auto) } else { number() };
+        size.ok_or_else(|| "expected a number from 1, or `auto`".to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for BatchSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text.parse().map_err(D::Error::custom)
+    }
 }
 
 /// Who is told how a run goes.
@@ -176,6 +222,11 @@ pub fn bench(
     run::Runner { request, worker, folder: &folder, observer }.run(&planner, &mut plans, &write)
 }
 
+fn recorded(gpu: &Gpu) -> oodbench_record::Gpu {
+    let Gpu { name, capability, driver, .. } = gpu.clone();
+    oodbench_record::Gpu { name, capability, driver }
+}
+
 fn manifest(
     request: &BenchRequest,
     outline: &Outline,
@@ -206,6 +257,8 @@ fn manifest(
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             threads: request.threads,
             device: request.device.clone(),
+            gpu: request.gpu.as_ref().map(recorded),
+            precision: request.gpu.as_ref().map(|_| request.precision.name().to_owned()),
         },
     }
 }

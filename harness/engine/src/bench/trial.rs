@@ -24,18 +24,21 @@ pub struct Trial {
     pub detector: String,
     pub needs: Needs,
     pub params: Vec<Map<String, Value>>,
+    /// Where the detector is to compute.
+    pub device: String,
     /// The files that parameters stand for, by parameter.
     pub assets: BTreeMap<String, std::path::PathBuf>,
 }
 
 impl Trial {
-    fn new(selected: &Selected) -> Self {
+    fn new(selected: &Selected, device: &str) -> Self {
         let combinations = selected.search.as_ref().map(|grid| grid.combinations.clone());
         let assets = selected.assets.iter();
         Self {
             detector: selected.info.id.clone(),
             needs: selected.info.needs,
             params: combinations.unwrap_or_else(|| vec![selected.params.clone()]),
+            device: device.to_owned(),
             assets: assets.map(|(name, asset)| (name.clone(), asset.path.clone())).collect(),
         }
     }
@@ -46,7 +49,7 @@ impl Trial {
         let data = std::sync::Arc::new(MemoryData::default());
         let mut first = None;
         for params in &self.params {
-            let mut host = MemoryHost::new(self.needs, data.clone());
+            let mut host = MemoryHost::new(self.needs, data.clone()).device(&self.device);
             for (name, path) in &self.assets {
                 host = host.asset(name, path.clone());
             }
@@ -78,7 +81,7 @@ pub(super) fn refuse_bad_values(
     };
     let mut asked: Vec<(&std::path::Path, Vec<Trial>)> = Vec::new();
     for selected in selected.iter().filter(is_set) {
-        let trial = Trial::new(selected);
+        let trial = Trial::new(selected, &request.device);
         match asked.iter_mut().find(|(library, _)| *library == selected.library) {
             Some((_, trials)) => trials.push(trial),
             None => asked.push((&selected.library, vec![trial])),

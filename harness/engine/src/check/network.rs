@@ -13,8 +13,10 @@ use crate::classifier::load_other;
 use crate::text::chain;
 
 /// A service failed.
-pub(crate) fn failed(error: impl std::error::Error) -> RawError {
-    RawError::new(ErrorCode::FAILED, chain(&error))
+pub(crate) fn failed(error: impl std::error::Error + 'static) -> RawError {
+    let full = oodbench_nn::device::is_out_of_memory(&error);
+    let code = if full { ErrorCode::OUT_OF_MEMORY } else { ErrorCode::FAILED };
+    RawError::new(code, chain(&error))
 }
 
 /// The elements of a tensor, row-major.

@@ -142,7 +142,7 @@ impl Detector for Sum {
 fn param(name: &str, kind: ParamKind, default: Value, sweep: Vec<Value>) -> ParamInfo {
     let (name, doc) = (name.to_owned(), "what it means".to_owned());
     let source = "this test".to_owned();
-    ParamInfo { name, kind, readout: false, many: false, default, sweep, doc, source }
+    ParamInfo { name, kind, readout: false, many: false, auto: false, default, sweep, doc, source }
 }
 
 fn info() -> DetectorInfo {

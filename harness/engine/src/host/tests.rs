@@ -39,6 +39,7 @@ fn host(needs: Needs, weights: &Path) -> WorkerHost {
         needs,
         seed: 0,
         threads: 1,
+        precision: Default::default(),
         device: "cpu".to_owned(),
         assets: BTreeMap::from([("checkpoints.1".to_owned(), weights.to_owned())]),
         head: None,

@@ -21,6 +21,8 @@ pub struct PackSummary {
     pub path: PathBuf,
     /// BLAKE3 hash of the file, hexadecimal: what a cell's key holds in place of the version.
     pub blake3: String,
+    /// What it computes on: `CPU`, or what it says itself.
+    pub built_for: String,
     /// In the order of the pack.
     pub detectors: Vec<DetectorInfo>,
 }
@@ -56,6 +58,8 @@ pub struct ParamInfo {
     pub readout: bool,
     /// Whether it is a list of files; see [`ParamKind::MANY`].
     pub many: bool,
+    /// Whether `auto` is a value too; see [`ParamKind::AUTO`].
+    pub auto: bool,
     pub default: Value,
     pub sweep: Vec<Value>,
     pub doc: String,
@@ -108,13 +112,17 @@ impl DetectorInfo {
 impl ParamInfo {
     /// How its type is called.
     pub fn type_name(&self) -> &'static str {
-        if self.many { self.kind.and(ParamKind::MANY).name() } else { self.kind.name() }
+        let flags = [(self.many, ParamKind::MANY), (self.auto, ParamKind::AUTO)];
+        let set = flags.into_iter().filter(|(set, _)| *set);
+        set.fold(self.kind, |kind, (_, flag)| kind.and(flag)).name()
     }
 
     /// Whether a value is of its type.
     pub fn has_type(&self, value: &Value) -> bool {
         match self.kind {
-            ParamKind::INTEGER => value.is_i64() || value.is_u64(),
+            ParamKind::INTEGER => {
+                value.is_i64() || value.is_u64() || (self.auto && value == "auto")
+            }
             ParamKind::NUMBER => value.is_number(),
             ParamKind::BOOLEAN => value.is_boolean(),
             ParamKind::LIST => value.is_array(),
@@ -141,6 +149,7 @@ impl ParamInfo {
             kind: raw.kind.without_flags(),
             readout: raw.kind.is_readout(),
             many: raw.kind.is_many(),
+            auto: raw.kind.is_auto(),
             default: json(&raw.default, "default")?,
             sweep: sweep?,
             doc: raw.doc.to_string(),
@@ -172,5 +181,27 @@ mod tests {
         let one = ParamInfo::read("x", &Param { kind: ParamKind::ASSET, ..raw }).unwrap();
         assert_eq!((one.many, one.type_name()), (false, "file"));
         assert!(one.has_type(&json!("a")) && !one.has_type(&json!(["a"])));
+    }
+
+    #[test]
+    fn a_number_may_be_left_to_the_detector() {
+        let of = |kind| {
+            let (default, empty) = ("64".into(), "".into());
+            let name = "batch".into();
+            let raw = Param {
+                name,
+                kind,
+                default,
+                sweep: Default::default(),
+                doc: empty,
+                source: "".into(),
+            };
+            ParamInfo::read("x", &raw).unwrap()
+        };
+        let free = of(ParamKind::INTEGER.and(ParamKind::AUTO));
+        assert_eq!(free.type_name(), "integer or `auto`");
+        assert!(free.has_type(&json!("auto")) && free.has_type(&json!(8)));
+        assert!(!free.has_type(&json!("many")) && !free.has_type(&json!(0.5)));
+        assert!(!of(ParamKind::INTEGER).has_type(&json!("auto")));
     }
 }

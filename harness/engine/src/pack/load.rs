@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 use oodbench_abi::abi_stable::library::{LibraryError, lib_header_from_path};
-use oodbench_abi::abi_stable::std_types::{RResult, RStr};
-use oodbench_abi::{DetectorBox, EPOCH, EPOCH_SYMBOL, HostBox, PackRef, RawError};
+use oodbench_abi::abi_stable::std_types::{RResult, RStr, RString};
+use oodbench_abi::{
+    BUILT_FOR_SYMBOL, DetectorBox, EPOCH, EPOCH_SYMBOL, HostBox, PackRef, RawError,
+};
 
 use super::describe::{DetectorInfo, PackSummary};
 use super::error::PackError;
@@ -35,6 +37,8 @@ pub struct PackInfo {
     pub path: PathBuf,
     /// BLAKE3 hash of the file, hexadecimal.
     pub blake3: String,
+    /// What it computes on.
+    pub built_for: String,
 }
 
 impl Pack {
@@ -68,6 +72,7 @@ impl Pack {
             name: info.name.into(),
             version: info.version.into(),
             sdk_version: info.sdk_version.into(),
+            built_for: built_for(path, &absolute)?,
             path: absolute,
             blake3,
         };
@@ -109,9 +114,9 @@ impl Pack {
     /// # Errors
     /// Those of [`Pack::descriptors`].
     pub fn summary(&self) -> Result<PackSummary, PackError> {
-        let PackInfo { name, version, sdk_version, path, blake3 } = self.info.clone();
+        let PackInfo { name, version, sdk_version, path, blake3, built_for } = self.info.clone();
         let detectors = self.descriptors()?;
-        Ok(PackSummary { name, version, sdk_version, path, blake3, detectors })
+        Ok(PackSummary { name, version, sdk_version, path, blake3, built_for, detectors })
     }
 
     /// Makes a detector from its parameters as a JSON object; absent ones take their defaults.
@@ -163,6 +168,19 @@ fn read_epoch(path: &Path, absolute: &Path) -> Result<u32, PackError> {
     // SAFETY: the address lies in the library, which stays mapped. The ABI says that four bytes of
     // a `u32` are there; nothing is assumed of its alignment.
     Ok(unsafe { address.read_unaligned() })
+}
+
+/// What the pack says that it computes on. Its types have been compared by now.
+fn built_for(path: &Path, absolute: &Path) -> Result<String, PackError> {
+    // SAFETY: the library is open already, so that no constructor runs.
+    let library = unsafe { Library::new(absolute) }.map_err(|err| PackError::Open {
+        path: path.to_owned(),
+        reason: one_line(&err.to_string()),
+    })?;
+    let library = ManuallyDrop::new(library);
+    // SAFETY: the ABI says which type the function of this name has.
+    let symbol = unsafe { library.get::<extern "C" fn() -> RString>(BUILT_FOR_SYMBOL) };
+    Ok(symbol.map_or_else(|_| "CPU".to_owned(), |built_for| one_line(&built_for())))
 }
 
 /// The module behind the header, after abi_stable has compared the layout of every type.

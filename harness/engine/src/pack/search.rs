@@ -251,6 +251,7 @@ mod tests {
             version: "1.0.0".to_owned(),
             sdk_version: "1.0.0".to_owned(),
             path: path.into(),
+            built_for: "CPU".to_owned(),
             blake3: String::new(),
             detectors: ids.iter().map(detector).collect(),
         }

@@ -267,6 +267,7 @@ impl Scoring<'_> {
                 score_wall_s,
                 peak_bytes: peak_bytes(),
                 device: job.device.clone(),
+                gpu: job.gpu.clone(),
                 threads: job.threads,
             },
             pack: job.pack.clone(),

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Layer, Network, Outputs, Taps};
+use crate::kernels;
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 struct DenseLayer {
@@ -49,7 +50,7 @@ impl DenseLayer {
             ys = conv.forward(&ys)?;
             taps.offer(format_args!("{name}.conv2"), &ys);
         }
-        Tensor::cat(&[xs, &ys], 1)
+        kernels::cat_channels(xs, &ys)
     }
 
     /// What [`DenseLayer::forward`] offers.
@@ -135,7 +136,7 @@ impl Network for DenseNet {
         taps.offer(format_args!("trans{stage}.relu1"), &xs);
         let xs = conv1.forward(&xs)?;
         taps.offer(format_args!("trans{stage}.conv1"), &xs);
-        xs.avg_pool2d(2)
+        kernels::avg_pool_2x(&xs)
     }
 
     fn finish(&self, xs: &Tensor, _mode: Mode, _taps: &mut Taps) -> Result<Outputs> {

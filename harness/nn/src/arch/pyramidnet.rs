@@ -81,7 +81,7 @@ impl Block {
         }
         let ys = self.last_norm.forward(&ys, mode)?;
         let shortcut = if self.halves { halve(xs)? } else { xs.clone() };
-        ys + shortcut.pad_with_zeros(1, 0, self.missing)?
+        kernels::add(&ys, &shortcut.pad_with_zeros(1, 0, self.missing)?)
     }
 
     /// What [`Block::forward`] offers.
@@ -100,7 +100,7 @@ fn halve(xs: &Tensor) -> Result<Tensor> {
     let (_, _, height, width) = xs.dims4()?;
     // The mean of an edge pixel and its copy is the pixel.
     let xs = xs.pad_with_same(2, 0, height % 2)?.pad_with_same(3, 0, width % 2)?;
-    xs.avg_pool2d(2)
+    kernels::avg_pool_2x(&xs)
 }
 
 #[derive(Clone, Copy)]

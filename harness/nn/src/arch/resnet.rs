@@ -81,7 +81,7 @@ impl Block {
             }
             None => xs.clone(),
         };
-        let ys = (ys + shortcut)?.relu()?;
+        let ys = kernels::relu(&kernels::add(&ys, &shortcut)?)?;
         taps.offer(format_args!("{name}.relu{last}"), &ys);
         Ok(ys)
     }

@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Layer, Network, Outputs, Taps};
+use crate::kernels;
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 enum Shortcut {
@@ -80,7 +81,7 @@ impl Block {
                 norm.forward(&xs, mode)?
             }
         };
-        (ys + shortcut)?.relu()
+        kernels::relu(&kernels::add(&ys, &shortcut)?)
     }
 
     /// What [`Block::forward`] offers.

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Layer, Network, Outputs, Taps};
+use crate::kernels;
 use crate::layers::{BatchNorm2d, Conv2d, ConvShape, Linear, Mode, global_average_pool};
 
 struct Block {
@@ -52,10 +53,10 @@ impl Block {
         taps.offer(format_args!("{name}.relu2"), &ys);
         let ys = self.conv2.forward(&ys)?;
         taps.offer(format_args!("{name}.conv2"), &ys);
-        let Some(conv) = &self.shortcut else { return xs + ys };
+        let Some(conv) = &self.shortcut else { return kernels::add(xs, &ys) };
         let shortcut = conv.forward(&normal)?;
         taps.offer(format_args!("{name}.convShortcut"), &shortcut);
-        shortcut + ys
+        kernels::add(&shortcut, &ys)
     }
 
     /// What [`Block::forward`] offers.

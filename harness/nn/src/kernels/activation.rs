@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::simd::{sigmoid, vectorised};
-use super::{f32_slice, is_cpu_f32};
+use super::{f32_slice, is_cpu_f32, is_on_gpu, on_device};
 
 /// Elements that one task handles: enough to hide the cost of a task.
 const CHUNK: usize = 16 * 1024;
@@ -80,6 +80,14 @@ impl candle_core::CustomOp2 for SiluGradient {
     }
 }
 
+/// `max(x, 0)`.
+///
+/// # Shapes
+/// `xs`: `[batch, channels, height, width]`
+pub fn relu(xs: &Tensor) -> Result<Tensor> {
+    if is_on_gpu(xs) { on_device::relu(xs) } else { xs.relu() }
+}
+
 /// What follows the affine map of [`scale_shift`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Then {
@@ -97,6 +105,9 @@ pub enum Then {
 pub fn scale_shift(xs: &Tensor, scale: &Tensor, shift: &Tensor, then: Then) -> Result<Tensor> {
     if is_cpu_f32(xs) {
         return xs.contiguous()?.apply_op3(scale, shift, ScaleShift(then));
+    }
+    if is_on_gpu(xs) {
+        return on_device::scale_shift(xs, scale, shift, then);
     }
     let scale = scale.detach().reshape((1, (), 1, 1))?;
     let shift = shift.detach().reshape((1, (), 1, 1))?;

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::shared::{Shared, filled};
-use super::{f32_slice, is_cpu_f32};
+use super::{f32_slice, is_cpu_f32, is_on_gpu, on_device};
 
 /// Elements that one task handles.
 const CHUNK: usize = 16 * 1024;
@@ -19,6 +19,9 @@ const CHUNK: usize = 16 * 1024;
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if is_cpu_f32(a) && is_cpu_f32(b) && a.shape() == b.shape() {
         return a.contiguous()?.apply_op2(&b.contiguous()?, Add);
+    }
+    if is_on_gpu(a) && is_on_gpu(b) && a.shape() == b.shape() && a.rank() == 4 {
+        return on_device::add(a, b);
     }
     a + b
 }
@@ -76,6 +79,9 @@ pub fn cat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let agree = (batch, height, width) == (b_batch, b_height, b_width);
     if is_cpu_f32(a) && is_cpu_f32(b) && agree {
         return a.contiguous()?.apply_op2(&b.contiguous()?, Cat);
+    }
+    if is_on_gpu(a) && is_on_gpu(b) && agree {
+        return on_device::cat_channels(a, b);
     }
     Tensor::cat(&[a, b], 1)
 }

@@ -1,11 +1,12 @@
-//! The 3x3, stride 2, padding 1 max pooling of ImageNet ResNets, with a gradient.
+//! The 3x3, stride 2, padding 1 max pooling of ImageNet ResNets, with a gradient; and the mean of every
+//! 2x2 pixels.
 //!
-//! candle's own has no padding, and no gradient where the window differs from the stride.
+//! candle's own max pooling has no padding, and no gradient where the window differs from the stride.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{f32_slice, is_cpu_f32};
+use super::{f32_slice, is_cpu_f32, is_on_gpu, on_device};
 
 /// Max pooling over 3x3 windows, two apart, with a border of one.
 ///
@@ -15,9 +16,29 @@ pub fn max_pool_3x3_stride_2(xs: &Tensor) -> Result<Tensor> {
     if is_cpu_f32(xs) {
         return xs.contiguous()?.apply_op1(MaxPool);
     }
+    if is_on_gpu(xs) {
+        return on_device::max_pool_3x3_stride_2(xs);
+    }
     // Padding with zeros equals padding with minus infinity: the input comes out of a ReLU.
     let padded = xs.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
     padded.max_pool2d_with_stride(3, 2)
+}
+
+/// The mean of every 2x2 pixels; an odd last row or column is left out.
+///
+/// # Shapes
+/// `xs`: `[batch, channels, height, width]` to `[batch, channels, height / 2, width / 2]`
+pub fn avg_pool_2x(xs: &Tensor) -> Result<Tensor> {
+    if is_on_gpu(xs) {
+        return on_device::avg_pool_2x(xs);
+    }
+    let (_, _, height, width) = xs.dims4()?;
+    // candle's gradient spreads over all pixels, also those that are left out.
+    let even = match (height % 2, width % 2) {
+        (0, 0) => xs.clone(),
+        _ => xs.narrow(2, 0, height / 2 * 2)?.narrow(3, 0, width / 2 * 2)?.contiguous()?,
+    };
+    even.avg_pool2d(2)
 }
 
 struct MaxPool;
@@ -110,6 +131,19 @@ mod tests {
         let grads = ys.sum_all().unwrap().backward().unwrap();
         let grad = grads.get(&xs).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!((grad[4], grad[2], grad[9], grad.iter().sum::<f32>()), (1., 1., 2., 4.));
+    }
+
+    #[test]
+    fn an_odd_row_has_no_part_in_a_mean() {
+        let values: Vec<f32> = (0..15).map(|v| v as f32).collect();
+        let xs = Var::from_vec(values, (1, 1, 3, 5), &Device::Cpu).unwrap();
+        let ys = avg_pool_2x(&xs).unwrap();
+        assert_eq!(ys.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [3., 5.]);
+        let grads = ys.sum_all().unwrap().backward().unwrap();
+        let grad = grads.get(&xs).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let expected: Vec<f32> =
+            (0..15).map(|i| if i < 10 && i % 5 < 4 { 0.25 } else { 0. }).collect();
+        assert_eq!(grad, expected);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Optimisers with a state that can be saved: SGD with momentum, Adam and AdamW, as PyTorch
 //! defines them.
 //!
-//! On the CPU a step is one pass over each variable (`update`); on any other device the same is
-//! said with candle's own operations, which the tests hold the pass against.
+//! On the CPU a step is one pass over each variable (`update`). On a CUDA device a training makes one
+//! pass over all of them together (`train::fused`), with the moments that are kept here. On any
+//! other device the same is said with candle's own operations, which the tests hold the pass against.
 
 mod update;
 
@@ -92,22 +93,22 @@ impl Rule {
 
 /// The numbers of one step, computed in `f64`.
 #[derive(Clone, Copy, Debug, Default)]
-struct Coefficients {
+pub(crate) struct Coefficients {
     /// Of the gradient, before anything else.
-    scale: f32,
+    pub(crate) scale: f32,
     /// The learning rate; Adam's over the first moment's bias.
-    rate: f32,
+    pub(crate) rate: f32,
     /// Added to the gradient, times the value.
-    weight_decay: f32,
+    pub(crate) weight_decay: f32,
     /// What is left of the value before it moves.
-    keep: f32,
+    pub(crate) keep: f32,
     /// SGD's momentum, or the weight of the past in Adam's first moment.
-    beta1: f32,
-    beta2: f32,
-    one_minus_beta1: f32,
-    one_minus_beta2: f32,
-    bias2_sqrt: f32,
-    eps: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) one_minus_beta1: f32,
+    pub(crate) one_minus_beta2: f32,
+    pub(crate) bias2_sqrt: f32,
+    pub(crate) eps: f32,
 }
 
 /// The moments of one variable, each of its size.
@@ -173,6 +174,35 @@ impl Optimiser {
             }
         }
         Ok(())
+    }
+
+    /// Its rule.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// The moments of each variable, where they are tensors.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tensors(&self) -> Option<Vec<&[Tensor]>> {
+        fn of(moments: &Moments) -> Option<&[Tensor]> {
+            match moments {
+                Moments::Device(tensors) => Some(tensors),
+                Moments::Host(_) => None,
+            }
+        }
+        self.moments.iter().map(of).collect()
+    }
+
+    /// What the next step comes to, for somebody else to make it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn next(&self, learning_rate: f64) -> Coefficients {
+        self.rule.coefficients(self.steps + 1, learning_rate, 1.0)
+    }
+
+    /// Counts a step that somebody else has made.
+    pub(crate) fn count(&mut self) {
+        self.steps += 1;
     }
 
     /// Visits the state, to be saved beside the variables: moment and variable, shape, numbers.

@@ -36,6 +36,21 @@ impl Average {
         Ok(Self { rate, vars, values })
     }
 
+    /// The weight of its past.
+    #[cfg(feature = "cuda")]
+    pub(super) fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// Each variable by name, with its average where that is a tensor.
+    #[cfg(feature = "cuda")]
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &Var, Option<&Tensor>)> {
+        self.vars.iter().zip(&self.values).map(|((name, var), kept)| match kept {
+            Kept::Device(kept) => (name.as_str(), var, Some(kept)),
+            Kept::Host(_) => (name.as_str(), var, None),
+        })
+    }
+
     /// Takes the variables' values of now into account.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::order::{Order, Place};
 use super::rate::{Fall, Rates};
 use crate::arch::{Architecture, Network, Taps};
 use crate::classifier::Normalisation;
-use crate::examples::{Augmentation, Examples, batch};
+use crate::examples::{Augmentation, Examples, Feed, Range, batch};
 use crate::layers::Mode;
 use crate::optim::Rule;
 use crate::tensor_file::Text;
@@ -72,7 +72,7 @@ pub struct EpochReport {
 
 /// A classifier in training.
 pub struct ClassifierTraining<'a> {
-    examples: &'a dyn Examples,
+    feed: Feed<'a>,
     recipe: ClassifierRecipe,
     rates: Rates,
     normalisation: Normalisation,
@@ -115,7 +115,7 @@ impl<'a> ClassifierTraining<'a> {
         let total = recipe.epochs.saturating_mul(steps_an_epoch);
         let fall = Fall::Cosine { total, last: recipe.last_learning_rate };
         Ok(Self {
-            examples,
+            feed: Feed::new(examples, device)?,
             rates: Rates { base: recipe.learning_rate, warmup: 0, fall },
             normalisation,
             device: device.clone(),
@@ -156,17 +156,16 @@ impl<'a> ClassifierTraining<'a> {
         let (seed, augmentation) = (self.recipe.seed, self.recipe.augmentation);
         let indices = self.order.batch(place);
         let images = indices.len();
-        let (xs, ys) = batch(self.examples, indices, augmentation, (seed, step), &self.device)?;
+        let (all, drawn) = (0..images, (seed, step));
+        let xs = self.feed.images(indices, all, augmentation, drawn, Range::Unit)?;
+        let label = |&index: &usize| self.feed.examples().label(index);
+        let ys = self.feed.classes(indices.iter().map(label).collect())?;
         let xs = self.normalisation.apply(&xs)?;
         let outputs = self.network.forward(&xs, Mode::Train, &mut Taps::none())?;
         let loss = candle_nn::loss::cross_entropy(&outputs.logits, &ys)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        if !value.is_finite() {
-            return Err(TrainError::NotFinite { what: "loss", step, value });
-        }
-        self.learner.backward(&loss, None, reduce)?;
+        self.learner.backward(&loss, 1, None, reduce)?;
         let rate = self.rates.at(step);
-        self.learner.update(rate)?;
+        let value = self.learner.update(rate)?;
         self.loss_sum += value * images as f64;
         let ended = place.nth + 1 == self.steps_an_epoch;
         Ok(StepReport {
@@ -175,7 +174,7 @@ impl<'a> ClassifierTraining<'a> {
             rate,
             images,
             wall_s: start.elapsed().as_secs_f64(),
-            epoch_loss: ended.then(|| self.loss_sum / self.examples.len() as f64),
+            epoch_loss: ended.then(|| self.loss_sum / self.feed.examples().len() as f64),
         })
     }
 

@@ -26,6 +26,18 @@ pub trait Reduce {
     /// # Errors
     /// Whatever keeps the machines from agreeing; the training ends then.
     fn reduce(&mut self, gradients: &mut Gradients) -> Result<()>;
+
+    /// The mean of a loss over all machines, so that they also agree on whether it is finite. It is
+    /// called before each backward pass.
+    ///
+    /// # Shapes
+    /// A scalar, `f32`
+    ///
+    /// # Errors
+    /// As for [`Reduce::reduce`].
+    fn mean(&mut self, loss: Tensor) -> Result<Tensor> {
+        Ok(loss)
+    }
 }
 
 /// One machine: nothing to agree on.
@@ -61,6 +73,12 @@ impl Gradients {
     /// By variable, for the optimiser.
     pub(super) fn values(&self) -> &[Option<Tensor>] {
         &self.values
+    }
+
+    /// The same, given away.
+    #[cfg(feature = "cuda")]
+    pub(super) fn into_values(self) -> Vec<Option<Tensor>> {
+        self.values
     }
 
     /// `self * scale + other`.

@@ -4,6 +4,10 @@
 //! The gradient step is in two halves, one call each. [`Learner::backward`] differentiates the
 //! loss of a micro-batch, lets [`Reduce`] bring the gradients of several machines together, adds
 //! them to those of earlier micro-batches, and clips; [`Learner::update`] moves the variables.
+//!
+//! On a CUDA device the first half only launches work, and the second one waits for all of it once.
+//! Whether the loss and the gradient are finite is known then; the device itself sees to it that
+//! nothing moves if they are not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,8 +18,10 @@ use serde_json::Value;
 
 use super::average::Average;
 use super::error::TrainError;
+use super::fused::Fused;
 use super::gradients::{Gradients, Reduce, clip_factor};
 use crate::optim::{Optimiser, Rule, State};
+use crate::precision::Precision;
 use crate::tensor_file::{self, Entry, Numbers, TensorFile, Text};
 use crate::variables::Variables;
 
@@ -30,6 +36,10 @@ pub struct Learner {
     names: Arc<[String]>,
     /// The gradients since the last step, and the factor that clips them.
     sum: Option<(Gradients, f64)>,
+    /// Of the last backward pass.
+    loss: f64,
+    /// Keeps and uses the gradients in their place on a CUDA device; made at the first of them.
+    fused: Option<Fused>,
     step: u64,
 }
 
@@ -47,7 +57,8 @@ impl Learner {
         let optimiser = Optimiser::new(rule, variables.trainable())?;
         let names = optimiser.vars().iter().map(|(name, _)| name.clone()).collect();
         let average = ema_rate.map(|rate| Average::new(rate, variables.all())).transpose()?;
-        Ok(Self { variables, optimiser, average, names, sum: None, step: 0 })
+        let (sum, loss, fused, step) = (None, 0.0, None, 0);
+        Ok(Self { variables, optimiser, average, names, sum, loss, fused, step })
     }
 
     /// Steps that were made.
@@ -55,51 +66,86 @@ impl Learner {
         self.step
     }
 
-    /// Adds the gradient of `loss`, and scales the sum down to the norm `clip`.
+    /// Adds the gradient of the loss of one of `parts` micro-batches, divided by their number, and
+    /// scales the sum down to the norm `clip`.
     ///
-    /// The loss of one of `n` micro-batches is divided by `n` before. Clipping after each of them,
-    /// and not once at the end, is what DiffOOD's code does.
+    /// Clipping after each of them, and not once at the end, is what DiffOOD's code does.
     ///
     /// # Errors
-    /// A gradient that is not finite, or what `reduce` says.
+    /// A loss or a gradient that is not finite (on a CUDA device [`Learner::update`] says so), or what
+    /// `reduce` says.
     pub fn backward(
         &mut self,
         loss: &Tensor,
+        parts: u64,
         clip: Option<f64>,
         reduce: &mut dyn Reduce,
     ) -> Result<(), TrainError> {
-        let store = loss.backward()?;
+        let value = reduce.mean(loss.detach())?;
+        let is_fused = Fused::fits(loss.device());
+        if !is_fused {
+            self.loss = self.finite("loss", f64::from(value.to_scalar::<f32>()?))?;
+        }
+        let store = match parts {
+            1 => loss.backward()?,
+            n => (loss / n as f64)?.backward()?,
+        };
         let mut new = Gradients::take(self.names.clone(), self.optimiser.vars(), store);
         reduce.reduce(&mut new)?;
+        if is_fused {
+            return Ok(self.fused()?.add(new, &value, clip)?);
+        }
         let sum = match self.sum.take() {
             Some((sum, scale)) => sum.add_to(scale, new)?,
             None => new,
         };
         let scale = match clip {
             None => 1.0,
-            Some(max) => {
-                let norm = sum.norm()?;
-                if !norm.is_finite() {
-                    let (what, step) = ("norm of the gradient", self.step);
-                    return Err(TrainError::NotFinite { what, step, value: norm });
-                }
-                clip_factor(norm, max)
-            }
+            Some(max) => clip_factor(self.finite("norm of the gradient", sum.norm()?)?, max),
         };
         self.sum = Some((sum, scale));
         Ok(())
     }
 
+    /// The value, if it is finite.
+    fn finite(&self, what: &'static str, value: f64) -> Result<f64, TrainError> {
+        match value.is_finite() {
+            true => Ok(value),
+            false => Err(TrainError::NotFinite { what, step: self.step, value }),
+        }
+    }
+
+    fn fused(&mut self) -> Result<&mut Fused, TrainError> {
+        let fused = match self.fused.take() {
+            Some(fused) => fused,
+            None => Fused::new(&self.optimiser, self.average.as_ref())?,
+        };
+        Ok(self.fused.insert(fused))
+    }
+
     /// Forgets the gradients since the last step, of a step that is not to be made.
     pub fn discard(&mut self) {
         self.sum = None;
+        if let Some(fused) = &mut self.fused {
+            fused.discard();
+        }
     }
 
-    /// Moves the variables along the gradients since the last step, and the average after them.
+    /// Moves the variables along the gradients since the last step, and the average after them; the
+    /// loss of the last backward pass.
     ///
     /// # Errors
-    /// What candle says.
-    pub fn update(&mut self, learning_rate: f64) -> Result<(), TrainError> {
+    /// On a CUDA device a loss or a gradient that is not finite, and nothing has moved then; what
+    /// candle says.
+    pub fn update(&mut self, learning_rate: f64) -> Result<f64, TrainError> {
+        if let Some(fused) = &mut self.fused {
+            let (loss, norm) = fused.step(&self.optimiser, self.average.as_ref(), learning_rate)?;
+            self.loss = self.finite("loss", loss)?;
+            self.finite("norm of the gradient", norm)?;
+            self.optimiser.count();
+            self.step += 1;
+            return Ok(self.loss);
+        }
         if let Some((sum, scale)) = self.sum.take() {
             self.optimiser.step(sum.values(), learning_rate, scale)?;
         }
@@ -107,7 +153,7 @@ impl Learner {
         if let Some(average) = &mut self.average {
             average.update()?;
         }
-        Ok(())
+        Ok(self.loss)
     }
 
     /// The weights as they are, a copy.
@@ -173,7 +219,8 @@ impl Learner {
         let step = step.ok_or_else(|| not("one without a step"))?;
         let saved = text.remove("configuration").and_then(|text| serde_json::from_str(&text).ok());
         let saved: Value = saved.ok_or_else(|| not("one without a configuration"))?;
-        if let Some((key, expected, got)) = difference("", &saved, configuration) {
+        let (saved, configuration) = (with_precision(saved), with_precision(configuration.clone()));
+        if let Some((key, expected, got)) = difference("", &saved, &configuration) {
             return Err(TrainError::OtherConfiguration { path: path.into(), key, expected, got });
         }
         self.adopt(step, |name, shape| Ok(file.read(name, shape)?))?;
@@ -199,10 +246,19 @@ impl Learner {
         if let Some(average) = &mut self.average {
             average.restore(|name, shape| read(&format!("average.{name}"), shape))?;
         }
-        self.sum = None;
+        // Moments and averages are where they were not before.
+        (self.sum, self.fused) = (None, None);
         self.step = step;
         Ok(())
     }
+}
+
+/// A configuration that does not say its precision means `f32`: there was no other one once.
+fn with_precision(mut configuration: Value) -> Value {
+    if let Some(keys) = configuration.as_object_mut() {
+        keys.entry("precision").or_insert_with(|| Precision::F32.name().into());
+    }
+    configuration
 }
 
 /// The first key whose values differ: its path, and both values.

@@ -8,10 +8,13 @@ pub mod architecture;
 mod average;
 mod classifier;
 mod error;
+mod fused;
 mod gradients;
 mod learner;
 mod order;
 mod rate;
+#[cfg(feature = "nccl")]
+mod together;
 pub mod torch;
 
 pub use classifier::{
@@ -22,3 +25,5 @@ pub use gradients::{Alone, Gradients, Reduce};
 pub use learner::{FORMAT, Learner};
 pub use order::{Order, Place};
 pub use rate::{Fall, Rates};
+#[cfg(feature = "nccl")]
+pub use together::{GroupId, Together};

@@ -149,7 +149,7 @@ mod tests {
         for _ in 0..2 {
             let square = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap();
             let loss = (square(&b) + (square(&a) * 2.0).unwrap()).unwrap();
-            learner.backward(&loss, None, &mut Alone).unwrap();
+            learner.backward(&loss, 1, None, &mut Alone).unwrap();
             learner.update(0.1).unwrap();
         }
         let check = |got: &Tensor, expected: &[f32]| {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::exit::{Failure, SETUP};
+use crate::train::RunArgs;
 use crate::train::images::Images;
 
 /// The configuration. Defaults are those of OpenOOD's baseline.
@@ -128,7 +129,7 @@ fn did_you_mean(message: &str) -> Option<String> {
 pub(super) fn configuration(
     file: &ClassifierFile,
     normalisation: Normalisation,
-    seed: u64,
+    run: &RunArgs,
     [train, val]: [&Images; 2],
 ) -> Result<Value, Failure> {
     let value = || -> serde_json::Result<Value> {
@@ -138,7 +139,8 @@ pub(super) fn configuration(
             keys.insert("benchmark".to_owned(), [train.content(), val.content()].join(", ").into());
             keys.insert("mean".to_owned(), serde_json::to_value(normalisation.mean)?);
             keys.insert("std".to_owned(), serde_json::to_value(normalisation.std)?);
-            keys.insert("seed".to_owned(), seed.into());
+            keys.insert("precision".to_owned(), run.precision.name().into());
+            keys.insert("seed".to_owned(), run.seed.into());
         }
         Ok(value)
     };

@@ -10,10 +10,11 @@ use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_diffusion::schedule::ScheduleConfig;
 use oodbench_diffusion::train::{DiffusionTraining, StepReport};
 use oodbench_nn::tensor_file::Text;
-use oodbench_nn::train::{Alone, TrainError};
+use oodbench_nn::train::TrainError;
 use serde_json::Value;
 
 use super::DiffusionArgs;
+use super::group::Machines;
 use crate::exit::{DONE, Failure, OUTSTANDING, WRITE_FAILED};
 use crate::train::folder::{Start, TrainFolder};
 use crate::train::progress::TrainTalk;
@@ -71,12 +72,13 @@ impl Run<'_> {
     pub(super) fn train(
         &mut self,
         training: &mut DiffusionTraining<'_>,
+        mut machines: Machines,
         end: u64,
     ) -> Result<u8, Failure> {
         let stop = Stop::listen()?;
-        while training.step_count() < end && !stop.is_asked() {
+        while training.step_count() < end && !machines.any(stop.is_asked())? {
             let since = Instant::now();
-            let report = match training.step(&mut Alone) {
+            let report = match training.step(machines.reduce()) {
                 Ok(report) => report,
                 Err(error) => return Err(self.folder.broken(error)?),
             };
@@ -86,6 +88,7 @@ impl Run<'_> {
             self.look(training, report.step)?;
             self.keep(training, report.step)?;
         }
+        machines.finish()?;
         self.save(training)?;
         self.write_weights("model", training.weights()?)?;
         let step = training.step_count();

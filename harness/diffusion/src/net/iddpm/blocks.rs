@@ -3,8 +3,9 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Init, VarBuilder, init};
-use oodbench_nn::kernels::{self, Activation};
+use oodbench_nn::kernels::Activation;
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
+use oodbench_nn::maps::{Map, Order};
 
 use super::super::Pass;
 use super::super::blocks::dropout;
@@ -32,47 +33,95 @@ pub(super) fn timestep_embedding(t: &Tensor, dim: usize) -> Result<Tensor> {
     if dim % 2 == 1 { embedding.pad_with_zeros(1, 0, 1) } else { Ok(embedding) }
 }
 
-/// How a residual block takes the time embedding in.
+/// How a residual block takes the time embedding in: normalises under a condition, then SiLU.
 enum Conditioning {
-    /// `norm(hs + shift)`.
-    Additive { norm: GroupNorm },
-    /// `norm(hs) (1 + scale) + shift`: the weight and the bias of the norm.
-    ScaleShift { weight: Tensor, bias: Tensor },
+    /// `norm(hs + proj(emb))`.
+    Additive { norm: GroupNorm, proj: Linear },
+    /// `norm(hs) (1 + scale) + shift`, where `proj(emb)` is scale and shift.
+    ScaleShift(ScaleShift),
 }
 
 impl Conditioning {
-    fn new(channels: usize, scale_shift: bool, vb: VarBuilder) -> Result<Self> {
-        if !scale_shift {
-            return Ok(Self::Additive { norm: normalise(channels, vb)? });
+    fn new(channels: usize, style: BlockStyle, vb: &VarBuilder) -> Result<Self> {
+        let (vb_norm, vb_proj) = (vb.pp("out_layers").pp(0), vb.pp("emb_layers").pp(1));
+        if style.scale_shift {
+            let proj = Linear::new(style.emb_channels, 2 * channels, vb_proj)?;
+            return ScaleShift::new(channels, proj, style.order, vb_norm).map(Self::ScaleShift);
         }
-        Ok(Self::ScaleShift {
-            weight: vb.get_with_hints(channels, "weight", init::ONE)?,
-            bias: vb.get_with_hints(channels, "bias", init::ZERO)?,
-        })
+        let proj = Linear::new(style.emb_channels, channels, vb_proj)?;
+        Ok(Self::Additive { norm: normalise(channels, vb_norm)?, proj })
     }
 
-    /// Conditions `hs`, `[batch, channels, height, width]`, on `emb`, `[batch, channels]` or twice
-    /// as many, normalises and applies SiLU.
-    fn forward(&self, hs: &Tensor, emb: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Additive { norm } => {
-                let shift = emb.unsqueeze(2)?.unsqueeze(3)?;
-                norm.forward(&hs.broadcast_add(&shift)?, Activation::Silu)
+    fn forward(&self, hs: &Map, emb: &Tensor) -> Result<Map> {
+        let (weight, bias) = match self {
+            Self::Additive { norm, proj } => {
+                return norm.forward(&hs.shifted(&proj.forward(emb)?)?, Activation::Silu);
             }
-            Self::ScaleShift { weight, bias } => {
-                // (x w + b) (1 + scale) + shift is another affine map, one for each image; with
-                // the batch folded into the channels it is one call of the fused kernel.
-                let (batch, channels, height, width) = hs.dims4()?;
-                let factor = (emb.narrow(1, 0, channels)? + 1.0)?;
-                let shift = emb.narrow(1, channels, channels)?;
-                let weight = factor.broadcast_mul(weight)?.reshape(batch * channels)?;
-                let bias = (factor.broadcast_mul(bias)? + shift)?.reshape(batch * channels)?;
-                let folded = hs.reshape((1, batch * channels, height, width))?;
-                let groups = GROUPS * batch;
-                kernels::group_norm(&folded, &weight, &bias, groups, EPS, Activation::Silu)?
-                    .reshape((batch, channels, height, width))
-            }
+            Self::ScaleShift(of) if hs.order() == Order::ChannelsFirst => of.products(emb)?,
+            Self::ScaleShift(of) => of.projections(emb)?,
+        };
+        hs.group_norm(&weight, &bias, GROUPS, EPS, Activation::Silu)
+    }
+}
+
+/// `(normal w + b) (1 + scale) + shift` is another affine map of what was normalised, one for each
+/// image: its weight is `(1 + scale) w`, its bias `(1 + scale) b + shift`.
+struct ScaleShift {
+    /// `w` and `b`.
+    affine: (Tensor, Tensor),
+    proj: Linear,
+    /// What [`ScaleShift::folded`] makes of weights that do not change.
+    folded: Option<[Linear; 2]>,
+}
+
+impl ScaleShift {
+    fn new(channels: usize, proj: Linear, order: Order, vb: VarBuilder) -> Result<Self> {
+        let affine = (
+            vb.get_with_hints(channels, "weight", init::ONE)?,
+            vb.get_with_hints(channels, "bias", init::ZERO)?,
+        );
+        let parts = [&affine.0, &affine.1, proj.weight(), proj.bias()];
+        let keep = order == Order::ChannelsLast && parts.iter().all(|part| !part.track_op());
+        let mut this = Self { affine, proj, folded: None };
+        if keep {
+            this.folded = Some(this.folded()?);
         }
+        Ok(this)
+    }
+
+    /// Weight and bias of each image, `[batch, channels]`, from scale and shift.
+    fn products(&self, emb: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (w, b) = &self.affine;
+        let channels = w.dim(0)?;
+        let of_both = self.proj.forward(emb)?;
+        let factor = (of_both.narrow(1, 0, channels)? + 1.0)?;
+        let shift = of_both.narrow(1, channels, channels)?;
+        Ok((factor.broadcast_mul(w)?, (factor.broadcast_mul(b)? + shift)?))
+    }
+
+    /// The same straight from the embedding: each is linear in it. Nothing is broadcast, which candle
+    /// could do on a GPU with numbers from the host alone.
+    fn projections(&self, emb: &Tensor) -> Result<(Tensor, Tensor)> {
+        let of = |[weight, bias]: &[Linear; 2]| Ok((weight.forward(emb)?, bias.forward(emb)?));
+        match &self.folded {
+            Some(folded) => of(folded),
+            None => of(&self.folded()?),
+        }
+    }
+
+    /// The linear maps from an embedding to weight and bias.
+    fn folded(&self) -> Result<[Linear; 2]> {
+        let (w, b) = &self.affine;
+        let channels = w.dim(0)?;
+        let half = |of: &Tensor, first| of.narrow(0, first, channels);
+        let column = |of: &Tensor| of.reshape((channels, 1));
+        let (scale, shift) = (half(self.proj.weight(), 0)?, half(self.proj.weight(), channels)?);
+        let factor = (half(self.proj.bias(), 0)? + 1.0)?;
+        let bias = ((&factor * b)? + half(self.proj.bias(), channels)?)?;
+        Ok([
+            Linear::of(scale.broadcast_mul(&column(w)?)?, (&factor * w)?),
+            Linear::of((scale.broadcast_mul(&column(b)?)? + shift)?, bias),
+        ])
     }
 }
 
@@ -82,13 +131,13 @@ pub(super) struct BlockStyle {
     pub(super) emb_channels: usize,
     pub(super) scale_shift: bool,
     pub(super) dropout: f64,
+    pub(super) order: Order,
 }
 
 /// Normalise, SiLU, convolve; condition on the time; SiLU, convolve; plus the input.
 pub(super) struct ResBlock {
     in_norm: GroupNorm,
     in_conv: Conv2d,
-    emb_proj: Linear,
     out_norm: Conditioning,
     out_conv: Conv2d,
     skip: Option<Conv2d>,
@@ -102,35 +151,32 @@ impl ResBlock {
         style: BlockStyle,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let BlockStyle { emb_channels, scale_shift, dropout } = style;
-        let emb_out = if scale_shift { 2 * c_out } else { c_out };
         let skip = if c_in == c_out {
             None
         } else {
             Some(Conv2d::with_bias(c_in, c_out, ConvShape::one(1), vb.pp("skip_connection"))?)
         };
-        let (vb_in, vb_out) = (vb.pp("in_layers"), vb.pp("out_layers"));
+        let vb_in = vb.pp("in_layers");
         Ok(Self {
             in_norm: normalise(c_in, vb_in.pp(0))?,
             in_conv: Conv2d::with_bias(c_in, c_out, ConvShape::three(1), vb_in.pp(2))?,
-            emb_proj: Linear::new(emb_channels, emb_out, vb.pp("emb_layers").pp(1))?,
-            out_norm: Conditioning::new(c_out, scale_shift, vb_out.pp(0))?,
-            out_conv: zeroed_conv(c_out, c_out, ConvShape::three(1), vb_out.pp(3))?,
+            out_norm: Conditioning::new(c_out, style, &vb)?,
+            out_conv: zeroed_conv(c_out, c_out, ConvShape::three(1), vb.pp("out_layers").pp(3))?,
             skip,
-            dropout,
+            dropout: style.dropout,
         })
     }
 
     /// # Shapes
-    /// - `xs`: `[batch, c_in, height, width]`
+    /// - `xs`: `c_in` channels to `c_out`
     /// - `emb`: `[batch, emb_channels]`, already through SiLU
-    pub(super) fn forward(&self, xs: &Tensor, emb: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let hs = self.in_conv.forward(&self.in_norm.forward(xs, Activation::Silu)?)?;
-        let hs = self.out_norm.forward(&hs, &self.emb_proj.forward(emb)?)?;
-        let hs = self.out_conv.forward(&dropout(hs, self.dropout, pass)?)?;
+    pub(super) fn forward(&self, xs: &Map, emb: &Tensor, pass: &mut Pass<'_>) -> Result<Map> {
+        let hs = self.in_conv.forward_map(&self.in_norm.forward(xs, Activation::Silu)?)?;
+        let hs = self.out_norm.forward(&hs, emb)?;
+        let hs = self.out_conv.forward_map(&dropout(hs, self.dropout, pass)?)?;
         match &self.skip {
-            Some(conv) => kernels::add(&conv.forward(xs)?, &hs),
-            None => kernels::add(xs, &hs),
+            Some(conv) => conv.forward_map(xs)?.add(&hs),
+            None => xs.add(&hs),
         }
     }
 }
@@ -148,34 +194,20 @@ pub(super) fn zeroed_conv(
     Conv2d::with_bias(c_in, c_out, shape, vb)
 }
 
-/// A convolution over one dimension with a kernel of 1: a linear map of the channels.
-struct Pointwise {
-    /// `[c_out, c_in, 1]`
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Pointwise {
-    fn new(c_in: usize, c_out: usize, init: Init, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get_with_hints((c_out, c_in, 1), "weight", init)?,
-            bias: vb.get_with_hints(c_out, "bias", init)?,
-        })
-    }
-
-    /// # Shapes
-    /// `xs`: `[batch, c_in, height, width]` to `[batch, c_out, height, width]`
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        kernels::conv2d(xs, &self.weight.unsqueeze(3)?, Some(&self.bias), 1, 0)
-    }
+/// A convolution over one dimension with a kernel of 1: a linear map of the channels. Its weight is
+/// `[c_out, c_in, 1]`.
+fn pointwise(c_in: usize, c_out: usize, init: Init, vb: VarBuilder) -> Result<Conv2d> {
+    let weight = vb.get_with_hints((c_out, c_in, 1), "weight", init)?;
+    Ok(Conv2d::pointwise(weight.unsqueeze(3)?, vb.get_with_hints(c_out, "bias", init)?))
 }
 
 /// Self-attention over the pixels.
 pub(super) struct AttentionBlock {
     norm: GroupNorm,
-    qkv: Pointwise,
-    proj_out: Pointwise,
+    qkv: Conv2d,
+    proj_out: Conv2d,
     heads: usize,
+    scale: f64,
 }
 
 impl AttentionBlock {
@@ -184,20 +216,17 @@ impl AttentionBlock {
         let uniform = Init::Uniform { lo: -bound, up: bound };
         Ok(Self {
             norm: normalise(channels, vb.pp("norm"))?,
-            qkv: Pointwise::new(channels, 3 * channels, uniform, vb.pp("qkv"))?,
-            proj_out: Pointwise::new(channels, channels, init::ZERO, vb.pp("proj_out"))?,
+            qkv: pointwise(channels, 3 * channels, uniform, vb.pp("qkv"))?,
+            proj_out: pointwise(channels, channels, init::ZERO, vb.pp("proj_out"))?,
             heads,
+            scale: ((channels / heads) as f64).powf(-0.5),
         })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let (batch, channels, height, width) = xs.dims4()?;
-        let width_of_head = channels / self.heads;
-        let qkv = self.qkv.forward(&self.norm.forward(xs, Activation::Identity)?)?;
+    pub(super) fn forward(&self, xs: &Map) -> Result<Map> {
         // Each head has its queries, keys and values side by side.
-        let qkv = qkv.reshape((batch * self.heads, 3 * width_of_head, height * width))?;
-        let hs = kernels::attention(&qkv, (width_of_head as f64).powf(-0.5))?; // [B heads, C / heads, HW]
-        kernels::add(xs, &self.proj_out.forward(&hs.reshape((batch, channels, height, width))?)?)
+        let qkv = self.qkv.forward_map(&self.norm.forward(xs, Activation::Identity)?)?;
+        xs.add(&self.proj_out.forward_map(&qkv.attention(self.heads, self.scale)?)?)
     }
 }
 
@@ -215,10 +244,10 @@ impl Downsample {
         Ok(Self::Conv(Conv2d::with_bias(channels, channels, ConvShape::three(2), vb.pp("op"))?))
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, xs: &Map) -> Result<Map> {
         match self {
-            Self::Conv(conv) => conv.forward(xs),
-            Self::Average => xs.avg_pool2d(2),
+            Self::Conv(conv) => conv.forward_map(xs)?.settled(),
+            Self::Average => xs.avg_pool_2x(),
         }
     }
 }

@@ -9,13 +9,14 @@ mod blocks;
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use oodbench_nn::kernels::{Activation, cat_channels, silu};
+use oodbench_nn::kernels::{Activation, silu};
 use oodbench_nn::layers::{Conv2d, ConvShape, GroupNorm, Linear};
+use oodbench_nn::maps::{Form, Map};
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{ClassEmbedding, Upsample};
 use super::check::{Sizes, check_groups};
-use super::{EpsModel, NetConfigError, Pass};
+use super::{EpsModel, Halves, NetConfigError, Pass};
 use blocks::{
     AttentionBlock, BlockStyle, Downsample, ResBlock, normalise, timestep_embedding, zeroed_conv,
 };
@@ -140,7 +141,7 @@ struct Step {
 }
 
 impl Step {
-    fn forward(&self, xs: &Tensor, emb: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+    fn forward(&self, xs: &Map, emb: &Tensor, pass: &mut Pass<'_>) -> Result<Map> {
         let xs = self.block.forward(xs, emb, pass)?;
         match &self.attention {
             Some(attention) => attention.forward(&xs),
@@ -158,6 +159,7 @@ enum Down {
 /// The network.
 pub struct IddpmUNet {
     config: IddpmConfig,
+    form: Form,
     time_embed: (Linear, Linear),
     label_emb: ClassEmbedding,
     conv_in: Conv2d,
@@ -169,11 +171,11 @@ pub struct IddpmUNet {
 }
 
 impl IddpmUNet {
-    /// Builds the network on the variables of `vb`.
+    /// Builds the network on the variables of `vb`, to hold its activations in `form`.
     ///
     /// # Errors
     /// A configuration that makes no network, or a tensor that is missing or has another shape.
-    pub fn new(config: &IddpmConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &IddpmConfig, form: Form, vb: VarBuilder) -> Result<Self> {
         config.check().map_err(candle_core::Error::wrap)?;
         let n_levels = config.channel_mult.len();
         let emb_channels = 4 * config.model_channels;
@@ -181,6 +183,7 @@ impl IddpmUNet {
             emb_channels,
             scale_shift: config.use_scale_shift_norm,
             dropout: config.dropout,
+            order: form.order,
         };
         let step = |c_in, c_out, heads: Option<usize>, vb: &VarBuilder| -> Result<Step> {
             let attention = heads.map(|heads| AttentionBlock::new(c_out, heads, vb.pp(1)));
@@ -252,54 +255,14 @@ impl IddpmUNet {
             norm_out: normalise(channels, vb_out.pp(0))?,
             conv_out: zeroed_conv(channels, config.out_channels, three, vb_out.pp(2))?,
             config: config.clone(),
+            form,
         })
-    }
-
-    /// The time embedding of each image plus that of its class, through SiLU, with which every
-    /// block begins.
-    fn embedding(&self, t: &Tensor, y: Option<&Tensor>) -> Result<Tensor> {
-        let (first, second) = &self.time_embed;
-        let emb = timestep_embedding(t, self.config.model_channels)?;
-        let emb = second.forward(&silu(&first.forward(&emb)?)?)?;
-        silu(&self.label_emb.add_to(emb, y)?)
     }
 }
 
 impl EpsModel for IddpmUNet {
-    fn eps(
-        &self,
-        x_t: &Tensor,
-        t: &Tensor,
-        y: Option<&Tensor>,
-        mut pass: Pass<'_>,
-    ) -> Result<Tensor> {
-        let pass = &mut pass;
-        let emb = self.embedding(t, y)?;
-
-        let mut hs = self.conv_in.forward(x_t)?;
-        let mut skips = vec![hs.clone()];
-        for module in &self.down {
-            hs = match module {
-                Down::Step(step) => step.forward(&hs, &emb, pass)?,
-                Down::Resample(downsample) => downsample.forward(&hs)?,
-            };
-            skips.push(hs.clone());
-        }
-
-        let (first, attention, second) = &self.middle;
-        hs = attention.forward(&first.forward(&hs, &emb, pass)?)?;
-        hs = second.forward(&hs, &emb, pass)?;
-
-        for (step, upsample) in &self.up {
-            let skip = skips.pop().expect("as many skips as blocks on the way up");
-            hs = step.forward(&cat_channels(&hs, &skip)?, &emb, pass)?;
-            if let Some(upsample) = upsample {
-                hs = upsample.forward(&hs)?;
-            }
-        }
-        let out = self.conv_out.forward(&self.norm_out.forward(&hs, Activation::Silu)?)?;
-        // The rest is the variance.
-        out.narrow(1, 0, self.config.in_channels)?.contiguous()
+    fn eps(&self, x_t: &Tensor, t: &Tensor, y: Option<&Tensor>, pass: Pass<'_>) -> Result<Tensor> {
+        self.eps_under(x_t, &self.condition(t, y)?, pass)
     }
 
     fn n_classes(&self) -> usize {
@@ -308,6 +271,50 @@ impl EpsModel for IddpmUNet {
 
     fn image_size(&self) -> usize {
         self.config.image_size
+    }
+
+    fn halves(&self) -> Option<&dyn Halves> {
+        Some(self)
+    }
+}
+
+impl Halves for IddpmUNet {
+    /// The time embedding of each image plus that of its class, through SiLU, with which every
+    /// block begins.
+    fn condition(&self, t: &Tensor, y: Option<&Tensor>) -> Result<Tensor> {
+        let (first, second) = &self.time_embed;
+        let emb = timestep_embedding(t, self.config.model_channels)?;
+        let emb = second.forward(&silu(&first.forward(&emb)?)?)?;
+        silu(&self.label_emb.add_to(emb, y)?)
+    }
+
+    fn eps_under(&self, x_t: &Tensor, emb: &Tensor, mut pass: Pass<'_>) -> Result<Tensor> {
+        let pass = &mut pass;
+        let xs = Map::enter(x_t, self.form)?;
+        let mut hs = self.conv_in.forward_map(&xs)?.settled()?;
+        let mut skips = vec![hs.clone()];
+        for module in &self.down {
+            hs = match module {
+                Down::Step(step) => step.forward(&hs, emb, pass)?,
+                Down::Resample(downsample) => downsample.forward(&hs)?,
+            };
+            skips.push(hs.clone());
+        }
+
+        let (first, attention, second) = &self.middle;
+        hs = attention.forward(&first.forward(&hs, emb, pass)?)?;
+        hs = second.forward(&hs, emb, pass)?;
+
+        for (step, upsample) in &self.up {
+            let skip = skips.pop().expect("as many skips as blocks on the way up");
+            hs = step.forward(&hs.cat_channels(&skip)?, emb, pass)?;
+            if let Some(upsample) = upsample {
+                hs = upsample.forward(&hs)?;
+            }
+        }
+        let out = self.conv_out.forward_map(&self.norm_out.forward(&hs, Activation::Silu)?)?;
+        // The rest is the variance.
+        out.leave(self.config.in_channels)
     }
 }
 

@@ -37,7 +37,8 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 /// Eight values, evenly spaced over the output, from DiffOOD's `UNetModel` (commit 1c87ba0) on the
 /// same weights, PyTorch on the CPU. Its averaging, which cannot be built, was mended.
 fn check(changes: Value, expected: [f32; 8]) {
-    let model = IddpmUNet::new(&config(&changes), formula::var_builder(Default::default()));
+    let vb = formula::var_builder(Default::default());
+    let model = IddpmUNet::new(&config(&changes), Form::FIRST, vb);
     let ours = values(&eps(&model.unwrap(), Pass::Sample));
     assert_eq!(ours.len(), 2 * 768);
     for (i, expected) in expected.iter().enumerate() {
@@ -80,7 +81,7 @@ fn noise_is_that_of_the_reference() {
 fn a_fresh_network_predicts_nothing_and_learns() {
     let variables = Variables::new(3, &Device::Cpu);
     let config = config(&json!({"dropout": 0.0}));
-    let model = IddpmUNet::new(&config, variables.builder()).unwrap();
+    let model = IddpmUNet::new(&config, Form::FIRST, variables.builder()).unwrap();
     let out = eps(&model, Pass::Sample);
     // The last convolution starts as zero.
     assert!(values(&out).iter().all(|&value| value == 0.0));
@@ -97,7 +98,7 @@ fn a_fresh_network_predicts_nothing_and_learns() {
 fn every_weight_has_a_gradient_that_differences_confirm() {
     let variables = Variables::new(3, &Device::Cpu);
     let config = config(&json!({"dropout": 0.0, "attention_resolutions": [1, 2]}));
-    let model = IddpmUNet::new(&config, variables.builder()).unwrap();
+    let model = IddpmUNet::new(&config, Form::FIRST, variables.builder()).unwrap();
     // Weights by formula, because half of a fresh network is zero.
     for (name, var) in variables.all() {
         let weight = formula::weight(&name, var.dims());
@@ -134,7 +135,7 @@ fn every_weight_has_a_gradient_that_differences_confirm() {
 #[test]
 fn dropout_is_drawn_in_training_alone() {
     let vb = formula::var_builder(Default::default());
-    let model = IddpmUNet::new(&config(&json!({})), vb).unwrap();
+    let model = IddpmUNet::new(&config(&json!({})), Form::FIRST, vb).unwrap();
     let train = |seed| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         values(&eps(&model, Pass::Train(&mut rng)))

@@ -6,7 +6,7 @@ use oodbench_nn::device::device;
 
 use super::{About, SearchSets, Staged, StagedSet, Stager};
 use crate::bank::{BankFolder, HeadFile};
-use crate::bench::{BenchRequest, Observer, set_ref};
+use crate::bench::{BenchRequest, DEFAULT_BATCH, Observer, set_ref};
 use crate::classifier::device_kind;
 use crate::error::EngineError;
 use crate::features::{FeatureFolder, content, convert, disagreement};
@@ -133,6 +133,7 @@ impl Stager for FeatureStager<'_> {
                 },
             },
             classifier_key: self.classifier_key,
+            batch_size: DEFAULT_BATCH,
         })
     }
 }

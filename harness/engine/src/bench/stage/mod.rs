@@ -64,6 +64,8 @@ pub(super) struct Staged {
     pub(super) classifier_key: String,
     pub(super) n_classes: usize,
     pub(super) n_features: usize,
+    /// How many images a network takes at once, and a detector that asks for pixels.
+    pub(super) batch_size: usize,
     pub(super) about: About,
 }
 

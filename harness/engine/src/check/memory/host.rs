@@ -22,13 +22,15 @@ pub struct MemoryHost {
     data: Arc<MemoryData>,
     network: Option<Arc<dyn ImageNetwork>>,
     seed: u64,
+    device: String,
     assets: BTreeMap<String, PathBuf>,
 }
 
 impl MemoryHost {
-    /// A host that offers what `needs` declare, with seed 0 and without a network or files.
+    /// A host that offers what `needs` declare, on the CPU, with seed 0 and without a network or files.
     pub fn new(needs: Needs, data: Arc<MemoryData>) -> Self {
-        Self { needs, data, network: None, seed: 0, assets: BTreeMap::new() }
+        let device = "cpu".to_owned();
+        Self { needs, data, network: None, seed: 0, device, assets: BTreeMap::new() }
     }
 
     /// What `forward`, `vjp` and `layers` run.
@@ -42,6 +44,13 @@ impl MemoryHost {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Where the detector is to compute.
+    #[must_use]
+    pub fn device(mut self, device: &str) -> Self {
+        device.clone_into(&mut self.device);
         self
     }
 
@@ -181,7 +190,7 @@ impl Host for MemoryHost {
     }
 
     fn device(&self) -> RString {
-        "cpu".into()
+        self.device.as_str().into()
     }
 
     fn asset(&self, name: RStr<'_>) -> RawResult<RString> {

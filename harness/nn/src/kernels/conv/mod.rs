@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use self::geometry::{Geometry, Moves};
 use self::operands::{Bias, Weight};
 use super::simd::sum_f64;
-use super::{f32_slice, is_cpu_f32};
+use super::{f32_slice, is_cpu_f32, is_on_gpu, on_device};
 
 /// Convolution of `xs` with `weight`, plus `bias` where there is one.
 ///
@@ -49,6 +49,9 @@ pub fn conv2d(
             Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, op),
             None => xs.apply_op2(&weight, op),
         };
+    }
+    if is_on_gpu(xs) {
+        return on_device::conv2d(xs, weight, bias, stride, padding);
     }
     let ys = xs.conv2d(weight, padding, stride, /* dilation */ 1, /* groups */ 1)?;
     match bias {

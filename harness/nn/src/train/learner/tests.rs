@@ -22,7 +22,7 @@ fn loss(x: &Tensor, target: f64) -> Tensor {
 
 fn step(learner: &mut Learner, x: &Tensor) {
     let target = learner.step() as f64;
-    learner.backward(&loss(x, target), Some(1.0), &mut Alone).unwrap();
+    learner.backward(&loss(x, target), 1, Some(1.0), &mut Alone).unwrap();
     learner.update(0.1).unwrap();
 }
 
@@ -60,6 +60,10 @@ fn another_configuration_is_refused_by_its_first_difference() {
     let err = learner().0.load(&path, &other).unwrap_err();
     assert!(err.to_string().contains("`optim.lr` expected 0.1"), "{err}");
     assert!(err.hint().is_some());
+    let with = |precision: &str| serde_json::json!({"optim": {"lr": 0.1}, "seed": 1, "precision": precision});
+    learner().0.load(&path, &with("f32")).unwrap();
+    let err = learner().0.load(&path, &with("bf16")).unwrap_err().to_string();
+    assert!(err.contains("`precision` expected f32 as in the checkpoint, got bf16"), "{err}");
     tensor_file::write(&path, &Text::new(), Vec::new()).unwrap();
     let err = learner().0.load(&path, &saved).unwrap_err().to_string();
     assert!(err.contains("expected a checkpoint"), "{err}");
@@ -68,13 +72,13 @@ fn another_configuration_is_refused_by_its_first_difference() {
 #[test]
 fn micro_batches_make_the_step_of_one_batch() {
     let (mut one, x) = learner();
-    one.backward(&loss(&x, 1.0), None, &mut Alone).unwrap();
-    one.update(0.1).unwrap();
+    one.backward(&loss(&x, 1.0), 1, None, &mut Alone).unwrap();
+    let last = one.update(0.1).unwrap();
     let (mut many, y) = learner();
     for _ in 0..4 {
-        many.backward(&(loss(&y, 1.0) / 4.0).unwrap(), None, &mut Alone).unwrap();
+        many.backward(&loss(&y, 1.0), 4, None, &mut Alone).unwrap();
     }
-    many.update(0.1).unwrap();
+    assert_eq!(many.update(0.1).unwrap(), last, "of a whole micro-batch");
     assert_eq!(weights(&one), weights(&many));
 }
 
@@ -87,7 +91,7 @@ fn the_sum_is_clipped_after_every_micro_batch() {
     for gradient in [[3f32, 4.0], [0.0, 4.0]] {
         let gradient = Tensor::new(&gradient, &Device::Cpu).unwrap();
         let loss = (&x * gradient).unwrap().sum_all().unwrap();
-        learner.backward(&loss, Some(1.0), &mut Alone).unwrap();
+        learner.backward(&loss, 1, Some(1.0), &mut Alone).unwrap();
     }
     learner.update(1.0).unwrap();
     // PyTorch: `clip_grad_norm_` after each of two backward passes. (3, 4) becomes (0.6, 0.8); with
@@ -110,7 +114,7 @@ fn the_gradients_of_every_backward_pass_can_be_reduced() {
     }
     let (mut learner, x) = learner();
     let mut twice = Twice(Vec::new());
-    learner.backward(&loss(&x, 1.0), None, &mut twice).unwrap();
+    learner.backward(&loss(&x, 1.0), 1, None, &mut twice).unwrap();
     let (sum, _) = learner.sum.as_ref().unwrap();
     let got = sum.iter().next().unwrap().1.to_vec1::<f32>().unwrap();
     let expected: Vec<f32> = x.to_vec1::<f32>().unwrap().iter().map(|x| 4.0 * (x - 1.0)).collect();
@@ -119,9 +123,14 @@ fn the_gradients_of_every_backward_pass_can_be_reduced() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_ends_the_training() {
+fn a_loss_or_a_gradient_that_is_not_finite_ends_the_training() {
     let (mut learner, x) = learner();
-    let loss = (loss(&x, 1.0) * f64::INFINITY).unwrap();
-    let err = learner.backward(&loss, Some(1.0), &mut Alone).unwrap_err();
-    assert!(matches!(err, TrainError::NotFinite { step: 0, .. }), "{err}");
+    let check = |learner: &mut Learner, loss: Tensor, expected: &str| {
+        let err = learner.backward(&loss, 1, Some(1.0), &mut Alone).unwrap_err();
+        assert!(matches!(err, TrainError::NotFinite { step: 0, what, .. } if what == expected));
+    };
+    check(&mut learner, (loss(&x, 1.0) * f64::INFINITY).unwrap(), "loss");
+    // The root of nothing is nothing, and infinitely steep.
+    let root = (&x - x.detach()).unwrap().sqrt().unwrap().sum_all().unwrap();
+    check(&mut learner, root, "norm of the gradient");
 }
