@@ -38,7 +38,10 @@ fn a_gpu_that_is_not_there_is_one_line_with_a_remedy() {
     scene.run(&["sample", "--n", "1", "--device", "cuda:0"]).refused(96, &parts);
     scene.run(&["denoise", "strip", "--device", "cuda:0"]).refused(96, &parts);
     let ran = scene.bench(&["--method", "msp", "--device", "gpu"]);
-    ran.refused(96, &["`auto`, `cpu`, `cuda` or `cuda:N`, got `gpu`"]);
+    ran.refused(2, &["`auto`, `cpu`, `cuda` or `cuda:N`, got `gpu`"]);
+    let train = ["train", "classifier", "--config", "x.toml", "--device", "cuda:0,cuda:1"];
+    scene.run(&train).refused(2, &["classifier expected one, got `cuda:0,cuda:1`", "hint: "]);
+    scene.run(&["train", "embedded", "--device", "cuda:0"]).refused(96, &parts);
 }
 
 #[test]

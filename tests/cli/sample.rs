@@ -111,7 +111,7 @@ fn what_cannot_be_sampled_is_refused() {
     refused(&["--weights", "no.ckpt"], 96, &["no.ckpt"]);
     scene.write("text.ckpt", "these are no weights");
     refused(&["--weights", "text.ckpt"], 96, &["text.ckpt", "safetensors or a PyTorch file"]);
-    refused(&["--device", "gpu"], 96, &["`cpu`, `cuda` or `cuda:N`, got `gpu`"]);
+    refused(&["--device", "gpu"], 2, &["`cpu`, `cuda` or `cuda:N`, got `gpu`"]);
     assert!(!scene.path("out").exists(), "something was written");
 }
 

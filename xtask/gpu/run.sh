@@ -22,7 +22,7 @@ usage="usage: run.sh [--minutes N] [--only LIST] [--out DIR] [--python PROGRAM] 
   --stand-in DIR    a rehearsal with these libraries in the place of NVIDIA's: no times
 
 parts, in order, by group:
-  correctness   memory kernels networks
+  correctness   memory kernels tf32 networks
   ceilings      ceilings
   speed         forward diffood step backward classify
   detection     detection
@@ -45,11 +45,23 @@ case $minutes in
     "" | *[!0-9]* | 0*) echo "error: --minutes expected a whole number above 0, got \`$minutes\`" >&2; exit 2 ;;
 esac
 for word in ${only//,/ }; do
-    case " correctness memory kernels networks ceilings speed forward diffood step backward classify detection training " in
+    case " correctness memory kernels tf32 networks ceilings speed forward diffood step backward classify detection training " in
         *" $word "*) ;;
         *) echo "error: --only expected parts or groups, got \`$word\`"$'\n\n'"$usage" >&2; exit 2 ;;
     esac
 done
+if [ -n "$only" ] && [ -z "${only//,/}" ]; then
+    echo "error: --only expected parts or groups, got \`$only\`" >&2
+    exit 2
+fi
+case $mode in
+    reduce-overhead | max-autotune) ;;
+    *) echo "error: --mode expected reduce-overhead or max-autotune, got \`$mode\`" >&2; exit 2 ;;
+esac
+if [ -n "$images" ] && [ ! -d "$images" ]; then
+    echo "error: --images expected a folder, got \`$images\`" >&2
+    exit 2
+fi
 if ! "$python" -c "import torch" 2>/dev/null; then
     echo "error: \`$python\` cannot import torch"$'\n\n'"hint: name one that can with --python" >&2
     exit 96
@@ -62,12 +74,17 @@ fi
 
 begin=$SECONDS
 end=$((begin + 60 * minutes))
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-work=$(mktemp -d "${TMPDIR:-/tmp}/oodbench-gpu.XXXXXX")
+# Where nothing can be written, nothing is run.
+if ! { mkdir -p "$out" && out=$(cd "$out" && pwd) && : >"$out/log.txt"; } 2>/dev/null; then
+    echo "error: cannot write to \`$out\`"$'\n\n'"hint: name another folder with --out" >&2
+    exit 110
+fi
+if ! work=$(mktemp -d "${TMPDIR:-/tmp}/oodbench-gpu.XXXXXX"); then
+    echo "error: no temporary folder"$'\n\n'"hint: name one that can be written to with TMPDIR" >&2
+    exit 110
+fi
 mkdir -p "$work/results" "$work/logs"
 : >"$work/parts.tsv"
-: >"$out/log.txt"
 started=()
 
 cleanup() {
@@ -99,7 +116,7 @@ else
     code=$?
     export OODBENCH_LIBRARIES
     if [ $code -ne 0 ]; then
-        echo "error: a library is missing that a build for GPUs needs"$'\n\n'"hint: set LD_LIBRARY_PATH to where it lies" >&2
+        echo "error: a library is missing that a build for GPUs needs"$'\n\n'"hint: set LD_LIBRARY_PATH to where it lies; libcuda.so.1 comes with NVIDIA's driver" >&2
         exit 96
     fi
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.current.sm,clocks.max.sm --format=csv,noheader |
@@ -170,6 +187,8 @@ part memory correctness 45 bash -c 'ours "$@"' - "$here/bin/device-networks" --t
 if [ -z "$stand_in" ]; then warm; fi
 
 part kernels correctness 120 bash -c 'ours "$@"' - "$here/bin/device-kernels" --test-threads=1
+# The switch for TF32 holds for a process. The stand-in rounds only if it is told to.
+part tf32 correctness 30 bash -c 'STANDIN_TF32=1 ours "$@"' - "$here/bin/device-tf32"
 part networks correctness 150 bash -c 'ours "$@"' - "$here/bin/device-networks" --test-threads=1 \
     --skip memory::
 

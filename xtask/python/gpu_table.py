@@ -134,8 +134,10 @@ def correctness(parts, results):
     wrong = [line for result in results.values() for line in result.get("wrong", [])]
     if wrong or any(part["outcome"] != "ok" for part in tests):
         return "NOT shown"
+    if not tests:
+        return "not asked for"
     asked = {part["name"] for part in tests}
-    missing = [name for name in ("memory", "kernels", "networks", "detection") if name not in asked]
+    missing = [name for name in ("memory", "kernels", "tf32", "networks", "detection") if name not in asked]
     return f"shown, but for {', '.join(missing)}" if missing else "shown"
 
 

@@ -65,7 +65,7 @@ class Visit(Files):
         self.write("parcel/about.txt", "commit x\n")
         for script in HERE.glob("gpu_*.py"):
             self.write(f"parcel/python/{script.name}", script.read_text())
-        for name, body in [("oodbench", program), ("device-kernels", kernels), ("device-networks", networks)]:
+        for name, body in [("oodbench", program), ("device-kernels", kernels), ("device-tf32", kernels), ("device-networks", networks)]:
             self.write(f"parcel/bin/{name}", f"#!/bin/sh\n{body}\n", 0o755)
         command = ["bash", here / "run.sh", "--python", sys.executable, "--stand-in", "/no/driver"]
         command += ["--only", "correctness", "--out", self.folder / "out", *more]
@@ -77,7 +77,7 @@ class Visit(Files):
 
     def test_programs_find_the_libraries_and_their_log_is_kept(self):
         ran, parts = self.visit(f"echo libraries $LD_LIBRARY_PATH on $OODBENCH_DEVICE; {GOOD}", GOOD)
-        self.assertEqual((ran.returncode, parts), (0, {"memory": "ok", "kernels": "ok", "networks": "ok"}), ran.stdout + ran.stderr)
+        self.assertEqual((ran.returncode, parts), (0, {"memory": "ok", "kernels": "ok", "tf32": "ok", "networks": "ok"}), ran.stdout + ran.stderr)
         self.assertIn("correctness: shown", ran.stdout)
         self.assertIn("libraries /no/driver on cuda:0", (self.folder / "out/log.txt").read_text())
         self.assertIn("stand-in: no times", (self.folder / "out/table.txt").read_text())
@@ -87,14 +87,14 @@ class Visit(Files):
     def test_a_part_that_fails_is_a_line_and_the_next_one_runs(self):
         ran, parts = self.visit("echo why; exit 101", "kill -SEGV $$")
         self.assertEqual(ran.returncode, 1, ran.stdout)
-        self.assertEqual(parts, {"memory": "failed (139)", "kernels": "failed (101)", "networks": "failed (139)"})
+        self.assertEqual(parts, {"memory": "failed (139)", "kernels": "failed (101)", "tf32": "failed (101)", "networks": "failed (139)"})
         self.assertIn("kernels: failed with 101", ran.stdout)
         self.assertIn("why", ran.stdout)
         self.assertIn("correctness: NOT shown", ran.stdout)
 
     def test_a_program_that_tests_nothing_shows_nothing(self):
         ran, parts = self.visit("echo 'test result: ok. 0 passed; 0 failed; 0 ignored'", "true")
-        self.assertEqual(parts, {"memory": "no tests", "kernels": "no tests", "networks": "no tests"})
+        self.assertEqual(parts, {"memory": "no tests", "kernels": "no tests", "tf32": "no tests", "networks": "no tests"})
         self.assertEqual(ran.returncode, 1)
 
     def test_programs_that_do_not_start_are_one_line(self):
@@ -141,11 +141,12 @@ class Table(unittest.TestCase):
 
     def test_correctness_needs_every_test_and_no_wrong_number(self):
         part = lambda name, outcome, group="correctness": {"name": name, "group": group, "outcome": outcome}
-        names = ("memory", "kernels", "networks")
+        names = ("memory", "kernels", "tf32", "networks")
         good = [part(name, "ok") for name in names] + [part("forward", "cut off", "speed")]
         whole = good + [part("detection", "ok", "detection")]
         self.assertEqual(gpu_table.correctness(whole, {"forward": self.result()}), "shown")
         self.assertEqual(gpu_table.correctness(good, {}), "shown, but for detection")
+        self.assertEqual(gpu_table.correctness([part("forward", "ok", "speed")], {}), "not asked for")
         for outcome in ("failed (1)", "cut off", "no time", "no tests"):
             self.assertEqual(gpu_table.correctness([*whole, part("kernels", outcome)], {}), "NOT shown")
         wrong = {"forward": self.result(wrong=["ours f32: off"])}

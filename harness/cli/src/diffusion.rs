@@ -186,12 +186,17 @@ impl Network<'_> {
         if let Batch::Of(batch) = self.args.batch_size {
             return Ok(batch);
         }
-        let (model, side) = (self.loaded.model.as_ref(), self.loaded.net.image_size());
-        let evaluation = Evaluation { model, beta, size: (side, side), device: &self.device };
+        let evaluation = self.evaluation(beta);
         let most = most.saturating_mul(evaluation.branches()).min(MOST_AT_ONCE);
         let found = evaluation.largest(most).map_err(|error| setup(&error))?;
         talk.note(&found.line());
         Ok(found.batch)
+    }
+
+    /// One evaluation of the network, with guidance of this weight.
+    pub(crate) fn evaluation(&self, beta: f64) -> Evaluation<'_> {
+        let (model, side) = (self.loaded.model.as_ref(), self.loaded.net.image_size());
+        Evaluation { model, beta, size: (side, side), device: &self.device }
     }
 
     pub(crate) fn sampler(&self) -> Sampler<'_> {

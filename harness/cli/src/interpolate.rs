@@ -12,11 +12,9 @@ use oodbench_diffusion::picture::{Grid, Picture, Range};
 use oodbench_engine::text::chain;
 use oodbench_nn::device::is_out_of_memory;
 
-use crate::diffusion::{
-    DiffusionArgs, check_folder, check_place, no_picture, say_refused, write,
-};
+use crate::diffusion::{DiffusionArgs, check_folder, check_place, no_picture, say_refused, write};
 use crate::environment as env;
-use crate::exit::{DONE, Failure, OUT_OF_MEMORY, SETUP, UNFORESEEN, USAGE, print};
+use crate::exit::{DONE, Failure, SETUP, UNFORESEEN, USAGE, print};
 
 /// What is shown when no images are named: some pairs of the benchmark.
 const SHOWN: [usize; 6] = [0, 1, 13, 26, 38, 47];
@@ -100,7 +98,13 @@ pub(crate) fn run(args: &InterpolateArgs) -> Result<u8, Failure> {
         Ok(())
     });
     let seconds = steps.end();
-    let found = outcome.map_err(|error| refused(&error))?;
+    let found = outcome.map_err(|error| match is_out_of_memory(&error) {
+        true => {
+            let fits = network.evaluation(0.0).fits_below(interpolation.batch);
+            Failure::out_of_memory(chain(&error), fits)
+        }
+        false => refused(&error),
+    })?;
     say_refused(&network.loaded, &steps.talk);
     let pictures = Pictures::new(&first, &second, &found)?;
     if let Some(folder) = &args.singles {
@@ -267,7 +271,6 @@ fn refused(error: &InterpolateError) -> Failure {
     let (code, hint) = match error {
         InterpolateError::Steps { .. } => (USAGE, Some("`--steps 50` is usual")),
         InterpolateError::NotFinite { .. } => (SETUP, Some("are the weights whole?")),
-        _ if is_out_of_memory(error) => (OUT_OF_MEMORY, Some("a smaller `--batch-size`")),
         _ => (UNFORESEEN, None),
     };
     Failure { message: chain(error), hint: hint.map(str::to_owned), code }

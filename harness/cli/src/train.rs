@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use oodbench_diffusion::config::{ConfigError, ConfigProblem};
+use oodbench_engine::EngineError;
 use oodbench_engine::text::chain;
 use oodbench_nn::precision::Precision;
 use oodbench_nn::tensor_file::TensorFileError;
@@ -159,10 +160,18 @@ pub(crate) fn run(args: TrainArgs) -> Result<u8, Failure> {
             diffusion::run(&args)
         }
         TrainCommand::Classifier(mut args) => {
+            if args.run.device.contains(',') {
+                let message =
+                    format!("`--device` of a classifier expected one, got `{}`", args.run.device);
+                let hint = "several train a diffusion network together, not a classifier";
+                return Err(Failure::usage(message, Some(hint.to_owned())));
+            }
             args.run.choose_device()?;
             classifier::run(&args)
         }
-        TrainCommand::Embedded(args) => embedded::run(&args).map(|()| DONE).map_err(Failure::from),
+        TrainCommand::Embedded(args) => {
+            embedded::run(&args, &device(&args.device)?).map(|()| DONE).map_err(Failure::from)
+        }
     }
 }
 
@@ -175,11 +184,7 @@ fn out(typed: Option<&Path>, config: &Path) -> PathBuf {
 }
 
 fn device(name: &str) -> Result<Device, Failure> {
-    oodbench_nn::device::device(name).map_err(|error| Failure {
-        hint: error.hint(),
-        message: chain(&error),
-        code: SETUP,
-    })
+    oodbench_nn::device::device(name).map_err(|error| EngineError::from(error).into())
 }
 
 /// The device, with the precision that its networks are to compute in.

@@ -1,6 +1,8 @@
 //! The switch for TF32, in a process of its own since it holds for the process.
+//!
+//! On the stand-in driver it needs `STANDIN_TF32=1`: unless told, that one does not round.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use oodbench_cuda::conv::Method;
 use oodbench_cuda::ops::conv2d_by;
 use oodbench_cuda::{set_tf32, tf32};
@@ -29,6 +31,7 @@ fn tf32_is_off_at_first_close_when_on_and_gone_when_off_again() -> Result<()> {
         (phase.sqr()? * 0.37)?.sin()?.reshape(shape)?.to_device(&device)
     };
     let xs = numbers((2, 12, 12, 64))?;
+    let mut most = 0_f32;
     for kernel in [1, 3] {
         let weight = numbers((32, kernel, kernel, 64))?;
         for method in [Method::Best, Method::Im2col] {
@@ -42,8 +45,10 @@ fn tf32_is_off_at_first_close_when_on_and_gone_when_off_again() -> Result<()> {
             // 10 bits of mantissa in both factors; errors average over at least 64 terms.
             let distance = distance(&rounded, &exact)?;
             assert!(distance < 3e-3, "{method:?}, kernel {kernel}: {distance}");
+            most = most.max(distance);
         }
     }
-    assert_eq!(xs.dtype(), DType::F32);
+    // An engine may be free to round and not do it; that none of them does means that nobody listens.
+    assert!(most > 1e-6, "expected TF32 to be used by one product at least, got {most}");
     Ok(())
 }

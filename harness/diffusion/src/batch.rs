@@ -96,12 +96,14 @@ impl<'de> Deserialize<'de> for Batch {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Given {
-            Number(usize),
+            Number(i64),
             Word(String),
         }
         match Given::deserialize(deserializer).map_err(|_| D::Error::custom(EXPECTED))? {
             // Whether it is in range, its owner says in his own words.
-            Given::Number(n) => Ok(Self::Of(n)),
+            Given::Number(n) => usize::try_from(n)
+                .map(Self::Of)
+                .map_err(|_| D::Error::invalid_value(Unexpected::Signed(n), &EXPECTED)),
             Given::Word(word) if word == AUTO => Ok(Self::Auto),
             Given::Word(word) => Err(D::Error::invalid_value(Unexpected::Str(&word), &EXPECTED)),
         }
@@ -306,6 +308,8 @@ mod tests {
         }
         let error = serde_json::from_str::<Batch>("\"many\"").unwrap_err().to_string();
         assert!(error.contains("expected a number from 1 to 65536, or `auto`"), "{error}");
+        let error = serde_json::from_str::<Batch>("-1").unwrap_err().to_string();
+        assert!(error.contains("`-1`, expected a number from 1 to 65536"), "{error}");
         assert!(Batch::Of(0).is_out_of_range() && !Batch::default().is_out_of_range());
     }
 

@@ -2,7 +2,7 @@
 //! `oodbench_cuda::graph`. On the CPU it is the network itself.
 //!
 //! What the steps and classes make is computed as ever, a few small launches; what the image makes,
-//! some hundreds of them, is replayed ([`Halves`](crate::net::Halves)). A recording is used only
+//! some hundreds of them, is replayed ([`Halves`]). A recording is used only
 //! after its result was compared with that of the launches one by one.
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oodbench_datasets::DatasetError;
 use oodbench_nn::classifier::ClassifierError;
-use oodbench_nn::device::DeviceError;
+use oodbench_nn::device::{DeviceError, is_out_of_memory};
 use oodbench_nn::precision::PrecisionError;
 use oodbench_record::{RecordError, SetRef};
 
@@ -206,6 +206,8 @@ impl EngineError {
             | Self::Precision(_)
             | Self::Usage { .. } => ErrorKind::Usage,
             Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            Self::Device(DeviceError::Unknown(_)) => ErrorKind::Usage,
+            Self::Device(error) if is_out_of_memory(error) => ErrorKind::OutOfMemory,
             Self::Dataset(
                 DatasetError::BenchmarkSyntax { .. } | DatasetError::Benchmark { .. },
             ) => ErrorKind::Usage,

@@ -1,7 +1,8 @@
 //! The services that a worker offers to its detector, as far as the descriptor asks for them.
 
+mod parts;
+
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +14,7 @@ use oodbench_abi::{
 };
 use oodbench_datasets::Pack;
 use oodbench_nn::classifier::Classifier;
-use oodbench_nn::device::{device, give_back, is_out_of_memory, set_precision};
+use oodbench_nn::device::{device, set_precision};
 use oodbench_nn::precision::Precision;
 
 use crate::bank::HeadFile;
@@ -23,13 +24,7 @@ use crate::classifier::{ClassifierRef, load_other};
 use crate::extension::{Extended, answer, check_needs};
 use crate::image::write_images;
 use crate::job::Event;
-
-/// Images that the classifier takes at once when a detector hands it more.
-const FORWARD_BATCH: usize = 128;
-
-/// Pixels of the images that a classifier on a GPU takes at once, if that is more: 1024 images of
-/// CIFAR's size.
-const FORWARD_PIXELS: usize = 1 << 20;
+use parts::{Images, forward, joined, parts};
 
 /// Where events go. `[any-thread]`
 pub type Say = Arc<dyn Fn(Event) + Send + Sync>;
@@ -65,53 +60,6 @@ fn raw<T>(result: Outcome<T>) -> RawResult<T> {
         Ok(value) => RResult::ROk(value),
         Err(error) => RResult::RErr(error),
     }
-}
-
-/// Images of a detector's own: their number, height and width, and values.
-struct Images<'a> {
-    n: usize,
-    size: (usize, usize),
-    values: &'a [f32],
-}
-
-impl<'a> Images<'a> {
-    fn new(images: TensorView<'a>) -> Outcome<Self> {
-        let (n, size) = match *images.shape.as_slice() {
-            [n, 3, height, width] if images.is_valid() => (n, (height, width)),
-            ref shape => {
-                return Err(bad_input(format!(
-                    "images expected [n, 3, height, width], got {shape:?}"
-                )));
-            }
-        };
-        let values = images.data.as_slice();
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(bad_input("images expected finite values".to_owned()));
-        }
-        Ok(Self { n, size, values })
-    }
-
-    /// The images with these numbers.
-    fn part(&self, range: &Range<usize>) -> &'a [f32] {
-        let image = 3 * self.size.0 * self.size.1;
-        &self.values[range.start * image..range.end * image]
-    }
-}
-
-/// The rows that the classifier takes at once, of so many.
-fn parts(n: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..n).step_by(FORWARD_BATCH).map(move |first| first..(first + FORWARD_BATCH).min(n))
-}
-
-/// Logits and features of parts one after the other.
-fn joined(parts: impl Iterator<Item = Outcome<ForwardOutputs>>) -> Outcome<ForwardOutputs> {
-    let mut all = ForwardOutputs { logits: RVec::new(), features: RVec::new() };
-    for outputs in parts {
-        let ForwardOutputs { logits, features } = outputs?;
-        all.logits.extend(logits);
-        all.features.extend(features);
-    }
-    Ok(all)
 }
 
 impl WorkerHost {
@@ -374,35 +322,6 @@ impl Extended for WorkerHost {
         let size = (images.shape[2], images.shape[3]);
         forward(&classifier, &Images { n: images.n_rows(), size, values: &images.data })
     }
-}
-
-/// Logits and features of images, as many at once as the classifier's device has memory for.
-fn forward(classifier: &Classifier, images: &Images<'_>) -> Outcome<ForwardOutputs> {
-    let (height, width) = images.size;
-    let mut at_once = match classifier.device().is_cpu() {
-        true => FORWARD_BATCH,
-        false => (FORWARD_PIXELS / (height * width).max(1)).max(FORWARD_BATCH),
-    };
-    let mut all = ForwardOutputs { logits: RVec::new(), features: RVec::new() };
-    let mut first = 0;
-    while first < images.n {
-        let range = first..(first + at_once).min(images.n);
-        match classifier.forward(images.part(&range), images.size) {
-            Ok(outputs) => {
-                let part = network::outputs(&outputs)?;
-                all.logits.extend(part.logits);
-                all.features.extend(part.features);
-                first = range.end;
-            }
-            // The detector has taken what it takes; the classifier makes do with the rest.
-            Err(error) if is_out_of_memory(&error) && range.len() > 1 => {
-                give_back(classifier.device()).map_err(failed)?;
-                at_once = range.len() / 2;
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok(all)
 }
 
 #[cfg(test)]

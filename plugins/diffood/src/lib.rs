@@ -18,19 +18,21 @@
 //! The process itself is [`oodbench_diffusion::denoise`]; here it gets parameters, and images,
 //! noise and the classifier from the host.
 
-use std::path::PathBuf;
+mod params;
 
 use candle_core::Device;
 use oodbench_diffusion::batch::{Batch as BatchSize, Evaluation};
 use oodbench_diffusion::checkpoint::{LoadedModel, On};
 use oodbench_diffusion::denoise::{
-    Change, DenoiseError, Denoiser, Images, MOST_AT_ONCE, Mode, Outputs, Readout, Refusal, Scoring,
-    Space, network, noise, predicted,
+    DenoiseError, Images, MOST_AT_ONCE, Outputs, Readout, Refusal, Scoring, network, noise,
+    predicted,
 };
-use oodbench_diffusion::sampler::{Indexing, Method};
-use oodbench_nn::precision::Precision;
+use oodbench_nn::device::is_out_of_memory;
 use oodbench_sdk::ImageBatch;
 use oodbench_sdk::prelude::*;
+
+pub use params::Params;
+use params::{Origin, described};
 
 /// What the detector computes on in this build.
 pub fn built_for() -> String {
@@ -89,7 +91,8 @@ impl Detector for DiffOod {
         let name = self.host.device();
         let device = oodbench_nn::device::device(&name).map_err(|err| {
             let hint = err.hint().map(|hint| format!("\n\nhint: {hint}"));
-            Error::new(format!("{}{}", in_one_line(&err), hint.unwrap_or_default()))
+            let message = format!("{}{}", in_one_line(&err), hint.unwrap_or_default());
+            if is_out_of_memory(&err) { Error::out_of_memory(message) } else { Error::new(message) }
         })?;
         let (n_classes, size) = (data.n_classes(), self.host.image_size()?);
         let Params { precision, graphs, .. } = self.params;
@@ -184,10 +187,10 @@ impl DiffOod {
             Ok(Outputs { features, logits: forward.logits().values().to_vec() })
         };
         let found = scoring.scores(images, &classes, &noise, readouts, &classify, &mut tick);
-        if let Some(reason) = fitted.loaded.refused.reason()
+        if let Some(warning) = fitted.loaded.refused.warning()
             && !self.said_refused
         {
-            host.warn(&format!("steps are not replayed as CUDA graphs: {reason}"));
+            host.warn(&warning);
             self.said_refused = true;
         }
         scores.copy_from_slice(&found.map_err(|err| fitted.failure(err))?);

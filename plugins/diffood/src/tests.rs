@@ -1,5 +1,9 @@
 //! Parameters, the worked example, and variants against detectors of their own.
 
+use std::path::PathBuf;
+
+use oodbench_diffusion::sampler::{Indexing, Method};
+
 use super::*;
 
 const SIDE: usize = 4;

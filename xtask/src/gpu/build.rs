@@ -33,6 +33,7 @@ pub(super) struct Built {
 /// Programs that cargo names as it builds them: their source, and their place in the parcel.
 const PROGRAMS: &[(&str, &str)] = &[
     ("harness/cuda/tests/device/main.rs", "bin/device-kernels"),
+    ("harness/cuda/tests/tf32.rs", "bin/device-tf32"),
     ("tests/device/main.rs", "bin/device-networks"),
     ("harness/diffusion/examples/speed/main.rs", "bin/speed"),
 ];
@@ -82,7 +83,8 @@ fn step(target: &Workspace) -> Step {
         .args(["-p", BINARY])
         .args(PACKS.iter().flat_map(|(package, _)| ["-p", package]))
         .args(["-p", "oodbench-cuda", "-p", "oodbench-diffusion", "-p", "oodbench-tests"])
-        .args(["--lib", "--bins", "--example", "speed", "--test", "device"])
+        .args(["--lib", "--bins", "--example", "speed"])
+        .args(["--test", "device", "--test", "tf32"])
         .args(["--features", features(target), "--target-dir"])
         .arg(&target.target)
         .folder(&target.root)
@@ -110,7 +112,7 @@ mod tests {
             "cargo build --release --locked --message-format json-render-diagnostics \
              -p oodbench -p oodbench-posthoc-pack -p oodbench-diffood-pack -p oodbench-cuda \
              -p oodbench-diffusion -p oodbench-tests --lib --bins --example speed --test device \
-             --features cuda,cudnn,device --target-dir /repo/target/cuda"
+             --test tf32 --features cuda,cudnn,device --target-dir /repo/target/cuda"
         );
     }
 

@@ -17,7 +17,7 @@ Examples:
 
 docs/gpu.md says what is measured and how.";
 
-const VISIT: &str = "For `run.sh`: --minutes N, --only LIST, --images FILE; see `run.sh --help`";
+const VISIT: &str = "For `run.sh`: --minutes N, --only LIST, --images DIR; see `run.sh --help`";
 
 /// The subcommand.
 pub(crate) fn command() -> Command {

@@ -47,5 +47,8 @@ fn arguments_that_will_not_do_are_refused_before_anything_runs() {
         refused(&["--minutes", minutes], 2, "expected a whole number above 0");
     }
     refused(&["--only", "speed,sped"], 2, "--only expected parts or groups, got `sped`");
+    refused(&["--only", ","], 2, "--only expected parts or groups, got `,`");
+    refused(&["--mode", "fast"], 2, "--mode expected reduce-overhead or max-autotune, got `fast`");
+    refused(&["--images", "/no/such"], 2, "--images expected a folder, got `/no/such`");
     refused(&["--python", "no-such-python"], 96, "`no-such-python` cannot import torch");
 }

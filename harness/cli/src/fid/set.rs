@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use oodbench_diffusion::fid::{FidError, Moments, Statistics};
 use oodbench_engine::text::chain;
 use oodbench_nn::checkpoint::StateDict;
+use oodbench_nn::device::is_out_of_memory;
 use oodbench_nn::inception::{FILE_HINT, Inception, N_FEATURES, Pixels};
 
 use super::folder::{batches, images_in};
@@ -13,7 +14,7 @@ use super::progress::Count;
 use super::sampled::sampled;
 use super::{FidArgs, failure};
 use crate::diffusion::Steps;
-use crate::exit::{Failure, SETUP, USAGE};
+use crate::exit::{Failure, OUT_OF_MEMORY, SETUP, USAGE};
 use crate::observer::Talk;
 
 /// A set as it was named.
@@ -116,6 +117,19 @@ fn of_files(
     Ok(moments)
 }
 
+fn ran_badly(error: candle_core::Error) -> Failure {
+    let is_full = is_out_of_memory(&error);
+    let failure = Failure::from(anyhow::Error::from(error).context("run Inception"));
+    match is_full {
+        true => Failure {
+            hint: Some("a smaller `--batch-size`, which Inception takes at once too".to_owned()),
+            code: OUT_OF_MEMORY,
+            ..failure
+        },
+        false => failure,
+    }
+}
+
 /// Inception, and how many images it takes at once.
 pub(super) struct Network {
     inception: Inception,
@@ -153,9 +167,7 @@ impl Network {
                 .inception
                 .features_of(images)
                 .and_then(|features: Tensor| features.flatten_all()?.to_vec1::<f32>())
-                .map_err(|error| {
-                    Failure::from(anyhow::Error::from(error).context("run Inception"))
-                })?;
+                .map_err(ran_badly)?;
             moments.push(&features).map_err(|error: FidError| failure(error))?;
         }
         Ok(())

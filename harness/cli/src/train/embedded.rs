@@ -20,15 +20,14 @@ use super::recipe::Recipe;
 use super::weights::{Metadata, to_bytes};
 use super::{EmbeddedArgs, NetworkName};
 
-pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
+pub(super) fn run(args: &EmbeddedArgs, device: &Device) -> Result<()> {
     let recipe = Recipe::load(args.recipe.as_deref())?;
-    let device = oodbench_nn::device::device(&args.device)?;
     let wanted = |name| args.only.is_none_or(|only| only == name);
     if wanted(NetworkName::Classifier) {
         let path = args.out.join("classifier.safetensors");
         let hash = recipe.classifier_hash()?;
         if args.force || !is_made_by(&path, &hash) {
-            write_atomically(&path, &classifier(&recipe, &hash, &device)?)?;
+            write_atomically(&path, &classifier(&recipe, &hash, device)?)?;
             say(&format!("classifier: wrote `{}`", path.display()));
         } else {
             say(&format!("classifier: kept `{}`, made by this recipe", path.display()));
@@ -42,7 +41,7 @@ pub(super) fn run(args: &EmbeddedArgs) -> Result<()> {
                 .with_context(|| format!("create folder `{}`", args.work.display()))?;
             // Named after the recipe, so that a changed one starts anew.
             let checkpoint = args.work.join(format!("diffusion-{}.safetensors", &hash[..16]));
-            write_atomically(&path, &diffusion(&recipe, &hash, &checkpoint, &device)?)?;
+            write_atomically(&path, &diffusion(&recipe, &hash, &checkpoint, device)?)?;
             std::fs::remove_file(&checkpoint)
                 .with_context(|| format!("remove checkpoint `{}`", checkpoint.display()))?;
             say(&format!("diffusion: wrote `{}`", path.display()));
@@ -251,7 +250,7 @@ mod tests {
     fn a_training_ends_with_files_that_describe_themselves() {
         let folder = tempfile::tempdir().unwrap();
         let args = args(folder.path());
-        run(&args).unwrap();
+        run(&args, &Device::Cpu).unwrap();
         load(NAMES.map(|name| StateDict::open(&args.out.join(name)).unwrap()));
         assert_eq!(std::fs::read_dir(&args.work).unwrap().count(), 0, "no checkpoint is left");
     }
@@ -262,14 +261,14 @@ mod tests {
         let mut args = args(folder.path());
         let bytes =
             |args: &EmbeddedArgs| NAMES.map(|name| std::fs::read(args.out.join(name)).unwrap());
-        run(&args).unwrap();
+        run(&args, &Device::Cpu).unwrap();
         let first = bytes(&args);
         // A second training would need the folder for its checkpoint.
         std::fs::remove_dir(&args.work).unwrap();
-        run(&args).unwrap();
+        run(&args, &Device::Cpu).unwrap();
         assert!(!args.work.exists());
         args.force = true;
-        run(&args).unwrap();
+        run(&args, &Device::Cpu).unwrap();
         assert!(first == bytes(&args), "the second training gave other weights");
     }
 

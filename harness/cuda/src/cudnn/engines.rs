@@ -29,8 +29,9 @@ pub(super) struct Configuration {
 /// What the heuristics of mode A list, then the fallback engines. The order is the same each time
 /// for the same cuDNN, device and problem.
 ///
-/// For `f32` mode A lists hardly anything but tensor cores: on an H200, cuDNN 9.28 has not one engine
-/// for exact forward convolutions there, and three among the fallbacks.
+/// For `f32` mode A lists hardly anything but tensor cores: cuDNN 9.28, asked without a GPU and with an
+/// H200 described to it, named no engine for exact forward convolutions there, and three among the
+/// fallbacks.
 ///
 /// # Errors
 /// Neither list can be had; the last refusal.

@@ -197,7 +197,8 @@ fn bf16_by_the_best_method_is_that_of_the_cpu_rounded() -> Result<()> {
 #[test]
 fn bf16_by_cudnn_has_engines_for_channels_in_eights() -> Result<()> {
     let device = device();
-    let usual = |case: &Case| case[3] % 8 == 0 && case[4] % 8 == 0 && case[5] <= 3;
+    let usual =
+        |case: &Case| case[3].is_multiple_of(8) && case[4].is_multiple_of(8) && case[5] <= 3;
     for case in CASES.into_iter().filter(usual) {
         let inputs = inputs(case, DType::BF16)?;
         let want = on_cpu(case, &inputs)?;

@@ -324,7 +324,7 @@ fn what_does_not_fit_is_refused() {
         let error = result.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains(part), "{error}");
     };
-    says(new(&three, &[four.clone()]), "expected 3 numbers, got 4");
+    says(new(&three, std::slice::from_ref(&four)), "expected 3 numbers, got 4");
     says(new(&three, &[three.copy().unwrap(), three.copy().unwrap()]), "expected 1, got 2");
     says(new(&Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap(), &[]), "cuda");
     let moments = [three.copy().unwrap()];

@@ -10,6 +10,7 @@ use oodbench_nn::classifier::Normalisation as Own;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
+use super::parts::FORWARD_BATCH;
 use super::*;
 
 const N_CLASSES: usize = 10;

@@ -2,7 +2,7 @@
 //!
 //! A network is written once, over [`Map`]. In channels-first order each method is a kernel of this
 //! crate; in channels-last order it is an operation of `oodbench-cuda`, or, on the CPU, where only
-//! tests want that order, its [`reference`]. Of those operations a convolution has no bias: the bias
+//! tests want that order, its [`mod@reference`]. Of those operations a convolution has no bias: the bias
 //! stays with the map until the next operation that adds something anyway.
 
 mod kept;

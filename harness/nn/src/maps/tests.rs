@@ -45,6 +45,8 @@ fn what_moves_pixels_is_the_same_in_both_orders() {
     check(&[&xs], |map| map.cat_channels(&map.upsample_2x()?.avg_pool_2x()?));
 }
 
+type Op<'a> = &'a dyn Fn(&Map) -> Result<Map>;
+
 /// Of channels that stay apart each operation makes what it makes of joined ones.
 #[test]
 fn channels_beside_others_are_the_same_in_both_orders() {
@@ -58,8 +60,8 @@ fn channels_beside_others_are_the_same_in_both_orders() {
     let conv = |shape: ConvShape| Conv2d::with_bias(24, 8, shape, vb(shape.kernel)).unwrap();
     let [projection, strided, wide] = [ConvShape::one(1), ConvShape::one(2), ConvShape::three(1)];
     let [projection, strided, wide] = [conv(projection), conv(strided), conv(wide)];
-    let shifted: &dyn Fn(&Map) -> Result<Map> = &|map| map.shifted(&shift);
-    let cases: [(&str, &dyn Fn(&Map) -> Result<Map>); 14] = [
+    let shifted = |map: &Map| map.shifted(&shift);
+    let cases: [(&str, Op<'_>); 14] = [
         ("settled", &|map| map.clone().settled()),
         ("norm", &|map| map.group_norm(&scale, &scale, 3, 1e-6, Activation::Silu)),
         ("norms of images", &|map| map.group_norm(&shift, &shift, 4, 1e-6, Activation::Identity)),
@@ -77,7 +79,7 @@ fn channels_beside_others_are_the_same_in_both_orders() {
         ("dropout", &|map| map.dropout(0.3, 7)),
         ("attention", &|map| map.attention(2, 0.4)?.cat_channels(map)),
     ];
-    let of = |form, op: &dyn Fn(&Map) -> Result<Map>| {
+    let of = |form, op: Op<'_>| {
         let (xs, others) = (Map::enter(&xs, form).unwrap(), Map::enter(&others, form).unwrap());
         let joined = xs.cat_channels(&others).unwrap();
         assert_eq!(joined.beside.is_some(), form == Form::LAST);
