@@ -104,8 +104,15 @@ pub(crate) struct Network<'a> {
 }
 
 impl DiffusionArgs {
-    /// Sets up threads and the talk.
+    /// Sets up threads and the talk, and chooses the device.
     pub(crate) fn begin(&self) -> Result<Steps, Failure> {
+        let steps = self.start()?;
+        self.choose_device(&steps)?;
+        Ok(steps)
+    }
+
+    /// Sets up threads and the talk: all of it where nothing may have to be computed by a network.
+    pub(crate) fn start(&self) -> Result<Steps, Failure> {
         // Smaller errors are lost in the rounding of the network: steps would shrink for hours.
         if !(1e-7..=1.0).contains(&self.tolerance) {
             let message =
@@ -114,13 +121,21 @@ impl DiffusionArgs {
         }
         env::restart_for_networks();
         env::start_threads(self.threads.unwrap_or_else(env::threads))?;
-        let steps = Steps::new(self.progress);
-        let chosen = chosen(self.device.as_deref(), &steps.talk)?;
-        crate::device::check(self.precision, &device(&chosen.name).map_err(EngineError::from)?)?;
-        Ok(steps)
+        Ok(Steps::new(self.progress))
     }
 
-    /// The device that [`DiffusionArgs::begin`] has said.
+    /// Says which device it is to be, and whether it has the precision.
+    pub(crate) fn choose_device(&self, steps: &Steps) -> Result<(), Failure> {
+        let chosen = chosen(self.device.as_deref(), &steps.talk)?;
+        crate::device::check(self.precision, &device(&chosen.name).map_err(EngineError::from)?)
+    }
+
+    /// Whether a device was named.
+    pub(crate) fn names_device(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// The device that [`DiffusionArgs::choose_device`] has said.
     pub(crate) fn device(&self) -> Result<Device, Failure> {
         Ok(device(self.device.as_deref().unwrap_or(AUTO)).map_err(EngineError::from)?)
     }

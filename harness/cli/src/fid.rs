@@ -93,14 +93,16 @@ enum MessageFormat {
 /// Arguments that make no sense, sets or weights that cannot be read, statistics that cannot be
 /// written or have no distance.
 pub(crate) fn run(args: &FidArgs) -> Result<u8, Failure> {
-    let mut steps = args.diffusion.begin()?;
+    let mut steps = args.diffusion.start()?;
     let sets = sets(args)?;
-    let device = args.diffusion.device()?;
+    let needs_network = sets.iter().any(|set| !matches!(set, Set::Statistics(..)));
+    if needs_network || args.diffusion.names_device() {
+        args.diffusion.choose_device(&steps)?;
+    }
     if let Some(path) = &args.save {
         // A place that cannot be written to is better known now than in an hour.
         NpzWriter::create(path).map_err(|error| failure(error.into()))?;
     }
-    let needs_network = sets.iter().any(|set| !matches!(set, Set::Statistics(..)));
     let network = match needs_network {
         true => {
             let path = args.inception.as_deref();
@@ -109,7 +111,7 @@ pub(crate) fn run(args: &FidArgs) -> Result<u8, Failure> {
                 // Inception at 299 pixels keeps a GPU busy with that.
                 Batch::Auto => DEFAULT_BATCH,
             };
-            Some(Network::load(path, &device, batch)?)
+            Some(Network::load(path, &args.diffusion.device()?, batch)?)
         }
         false => None,
     };
