@@ -64,7 +64,9 @@ impl<'a> View<'a> {
         let (pointer, used) = match &self.storage.slice {
             CudaStorageSlice::F32(slice) => slice.device_ptr(stream),
             CudaStorageSlice::BF16(slice) => slice.device_ptr(stream),
-            _ => bail!("kernel expected f32 or bf16, got {:?}", self.dtype()),
+            CudaStorageSlice::U8(slice) => slice.device_ptr(stream),
+            CudaStorageSlice::U32(slice) => slice.device_ptr(stream),
+            _ => bail!("kernel expected f32, bf16, u8 or u32, got {:?}", self.dtype()),
         };
         let offset = self.layout.start_offset() * self.dtype().size_in_bytes();
         Ok(Pointer { address: pointer + offset as u64, _used: used })

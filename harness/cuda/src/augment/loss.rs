@@ -1,10 +1,13 @@
 //! How far a predicted noise is off, and where that comes from: two launches forward, one back.
 
-use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
-use candle_core::cuda_backend::{CudaStorage, WrapErr};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 
-use super::{THREADS, blocks, config, cuda_alone, function, range, same_shape, u32_of};
+use super::{MODULE, expect, same_shape};
+use crate::launch::{self, Arg, View, blocks_of, to_u32};
+use crate::op::{self, Operation};
+
+/// Threads of a block that sums up an image.
+const THREADS: u32 = 256;
 
 /// What a difference counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub enum Loss {
 /// # Errors
 /// Other shapes or types, or no images.
 pub fn noise_loss(eps: &Tensor, noise: &Tensor, loss: Loss) -> Result<Tensor> {
-    eps.contiguous()?.apply_op2(&noise.contiguous()?.detach(), NoiseLoss { loss })
+    op::apply2(NoiseLoss { loss }, eps, &noise.detach())
 }
 
 struct NoiseLoss {
@@ -30,124 +33,73 @@ struct NoiseLoss {
 }
 
 impl NoiseLoss {
-    fn is_linear(&self) -> u32 {
-        u32::from(self.loss == Loss::Absolute)
-    }
-}
-
-impl CustomOp2 for NoiseLoss {
-    fn name(&self) -> &'static str {
-        "noise-loss"
+    fn is_linear(&self) -> Arg {
+        Arg::U32(u32::from(self.loss == Loss::Absolute))
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cuda_alone(self.name())
-    }
-
-    fn cuda_fwd(
-        &self,
-        eps: &CudaStorage,
-        eps_layout: &Layout,
-        noise: &CudaStorage,
-        noise_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let shape = same_shape(self.name(), eps_layout, noise_layout)?;
-        let batch = shape.dims().first().copied().unwrap_or(0);
-        if shape.elem_count() == 0 {
-            candle_core::bail!("noise-loss expected images, got {shape:?}");
-        }
-        let device = &eps.device;
-        let stream = device.cuda_stream();
-        let (eps, noise) = (eps.as_cuda_slice::<f32>()?, noise.as_cuda_slice::<f32>()?);
-        let (eps, noise) = (eps.slice(range(eps_layout)?), noise.slice(range(noise_layout)?));
-        // SAFETY: the kernels write a sum for each image, and then the loss.
-        let mut sums = unsafe { device.alloc::<f32>(batch) }?;
-        // SAFETY: as above.
-        let mut loss = unsafe { device.alloc::<f32>(1) }?;
-        let (per_image, is_linear) =
-            (u32_of(shape.elem_count() / batch, "numbers an image")?, self.is_linear());
-        let n = u32_of(batch, "images")?;
-        let kernel = function(device, "image_losses")?;
-        let mut launch = stream.launch_builder(&kernel);
-        launch.arg(&per_image).arg(&is_linear).arg(&eps).arg(&noise).arg(&mut sums);
-        // SAFETY: two `u32` and three pointers, as the kernel has them; a block for each image.
-        unsafe { launch.launch(config(n, THREADS)) }.w()?;
-        let kernel = function(device, "mean_loss")?;
-        let mut launch = stream.launch_builder(&kernel);
-        launch.arg(&n).arg(&sums).arg(&mut loss);
-        // SAFETY: a `u32` and two pointers, as the kernel has them; one warp.
-        unsafe { launch.launch(config(1, 32)) }.w()?;
-        Ok((CudaStorage::wrap_cuda_slice(loss, device.clone()), Shape::from(())))
-    }
-
-    fn bwd(
-        &self,
-        eps: &Tensor,
-        noise: &Tensor,
-        _loss: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let op = LossGradient { is_linear: self.is_linear() };
-        let grad = eps.apply_op3_no_bwd(noise, &grad.contiguous()?, &op)?;
-        Ok((Some(grad), None))
-    }
-}
-
-struct LossGradient {
-    is_linear: u32,
-}
-
-impl CustomOp3 for LossGradient {
-    fn name(&self) -> &'static str {
-        "noise-loss-gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cuda_alone(self.name())
-    }
-
-    fn cuda_fwd(
-        &self,
-        eps: &CudaStorage,
-        eps_layout: &Layout,
-        noise: &CudaStorage,
-        noise_layout: &Layout,
-        grad: &CudaStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let shape = same_shape(self.name(), eps_layout, noise_layout)?;
-        if grad_layout.shape().elem_count() != 1 {
-            candle_core::bail!("{} expected a scalar, got {:?}", self.name(), grad_layout.shape());
+    fn gradient(&self, [eps, noise, grad]: [View<'_>; 3]) -> Result<(CudaStorage, Shape)> {
+        let shape = same_shape(Self::NAME, eps, noise)?;
+        expect(Self::NAME, grad, DType::F32)?;
+        if grad.shape().elem_count() != 1 {
+            bail!("{} expected a scalar as gradient, got {:?}", Self::NAME, grad.shape());
         }
         let batch = shape.dims().first().copied().unwrap_or(0).max(1);
-        let (device, n) = (&eps.device, shape.elem_count());
-        let per_image = (1.0 / batch as f64) as f32;
-        let (eps, noise) = (eps.as_cuda_slice::<f32>()?, noise.as_cuda_slice::<f32>()?);
-        let (eps, noise) = (eps.slice(range(eps_layout)?), noise.slice(range(noise_layout)?));
-        let grad = grad.as_cuda_slice::<f32>()?.slice(range(grad_layout)?);
-        // SAFETY: the kernel writes every number.
-        let mut out = unsafe { device.alloc::<f32>(n) }?;
-        let (stream, function) = (device.cuda_stream(), function(device, "loss_gradient")?);
-        let mut launch = stream.launch_builder(&function);
-        launch.arg(&n).arg(&per_image).arg(&self.is_linear).arg(&eps).arg(&noise).arg(&grad);
-        launch.arg(&mut out);
-        // SAFETY: a `size_t`, an `f32`, a `u32` and four pointers, as the kernel has them; `eps`, `noise`
-        // and `out` have `n` numbers, `grad` has one.
-        unsafe { launch.launch(blocks(n)?) }.w()?;
-        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
+        let (device, n) = (eps.device(), shape.elem_count());
+        let stream = device.cuda_stream();
+        let mut out = launch::alloc(device, DType::F32, n)?;
+        {
+            let (eps, noise) = (eps.pointer(&stream)?, noise.pointer(&stream)?);
+            let grad = grad.pointer(&stream)?;
+            let to = launch::pointer_mut(&mut out, &stream)?;
+            let args = [
+                Arg::U64(n as u64),
+                Arg::F32((1.0 / batch as f64) as f32),
+                self.is_linear(),
+                eps.arg(),
+                noise.arg(),
+                grad.arg(),
+                to.arg(),
+            ];
+            // SAFETY: the parameters of the kernel; `eps`, `noise` and `out` have `n` numbers, `grad` has
+            // one.
+            unsafe { launch::launch(device, &MODULE, "loss_gradient", launch::grid(n)?, &args) }?;
+        }
+        Ok((out, shape))
+    }
+}
+
+impl Operation<2> for NoiseLoss {
+    const NAME: &'static str = "noise-loss";
+
+    fn forward(&self, [eps, noise]: [View<'_>; 2]) -> Result<(CudaStorage, Shape)> {
+        let shape = same_shape(Self::NAME, eps, noise)?;
+        let batch = shape.dims().first().copied().unwrap_or(0);
+        if shape.elem_count() == 0 {
+            bail!("{} expected images, got {shape:?}", Self::NAME);
+        }
+        let device = eps.device();
+        let stream = device.cuda_stream();
+        let mut sums = launch::alloc(device, DType::F32, batch)?;
+        let mut loss = launch::alloc(device, DType::F32, 1)?;
+        {
+            let n = to_u32(batch)?;
+            let (eps, noise) = (eps.pointer(&stream)?, noise.pointer(&stream)?);
+            let sums = launch::pointer_mut(&mut sums, &stream)?;
+            let loss = launch::pointer_mut(&mut loss, &stream)?;
+            let per_image = Arg::U32(to_u32(shape.elem_count() / batch)?);
+            let args = [per_image, self.is_linear(), eps.arg(), noise.arg(), sums.arg()];
+            let config = blocks_of(n, THREADS, 0);
+            // SAFETY: the parameters of the kernel; a block writes the sum of an image.
+            unsafe { launch::launch(device, &MODULE, "image_losses", config, &args) }?;
+            let args = [Arg::U32(n), sums.arg(), loss.arg()];
+            // SAFETY: the parameters of the kernel, which is one warp, and reads those sums.
+            unsafe { launch::launch(device, &MODULE, "mean_loss", blocks_of(1, 32, 0), &args) }?;
+        }
+        Ok((loss, Shape::from(())))
+    }
+
+    fn backward(&self, [eps, noise]: [&Tensor; 2], grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let (storage, shape) = op::with_views([eps, noise, grad], |views| self.gradient(views))?;
+        Ok([Some(op::tensor(storage, shape)), None])
     }
 }

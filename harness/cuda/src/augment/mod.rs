@@ -5,14 +5,14 @@
 
 mod loss;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
-use candle_core::cuda_backend::{CudaDevice, CudaStorage, WrapErr};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CudaStorage, DType, Result, Shape, Tensor, bail};
 
 pub use self::loss::{Loss, noise_loss};
+use crate::launch::{self, Arg, Module, View, to_u32};
+use crate::op;
 use crate::ptx;
 
-const THREADS: u32 = 256;
+const MODULE: Module = Module { name: "oodbench_augment", ptx: ptx::AUGMENT };
 
 /// What is cut out of which image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,16 +43,16 @@ impl Pick {
 /// - result: `[batch, 3, height, width]`, `f32`
 ///
 /// # Errors
-/// Other shapes, or more than `u32` can number.
+/// Other shapes or types, no picks, or more than `u32` can number.
 pub fn pick_images(
     pixels: &Tensor,
     picks: &Tensor,
     padding: usize,
     (factor, shift): (f32, f32),
 ) -> Result<Tensor> {
-    pixels
-        .contiguous()?
-        .apply_op2_no_bwd(&picks.contiguous()?, &PickImages { padding, factor, shift })
+    let cut = |[pixels, picks]: [View<'_>; 2]| cut(pixels, picks, padding, (factor, shift));
+    let (storage, shape) = op::with_views([pixels, picks], cut)?;
+    Ok(op::tensor(storage, shape))
 }
 
 /// `xs * signal + noise * scale`, where `signal` and `scale` are numbers of each image.
@@ -62,172 +62,95 @@ pub fn pick_images(
 /// - `signal_and_scale`: `[2, batch]`, `f32`
 ///
 /// # Errors
-/// Other shapes or types.
+/// Other shapes or types, or no images.
 pub fn diffuse(xs: &Tensor, noise: &Tensor, signal_and_scale: &Tensor) -> Result<Tensor> {
-    let factors = signal_and_scale.contiguous()?;
-    xs.contiguous()?.apply_op3_no_bwd(&noise.contiguous()?, &factors, &Diffuse)
+    let (storage, shape) = op::with_views([xs, noise, signal_and_scale], noised)?;
+    Ok(op::tensor(storage, shape))
 }
 
-struct PickImages {
+fn cut(
+    pixels: View<'_>,
+    picks: View<'_>,
     padding: usize,
-    factor: f32,
-    shift: f32,
+    (factor, shift): (f32, f32),
+) -> Result<(CudaStorage, Shape)> {
+    expect("pick-images", pixels, DType::U8)?;
+    expect("pick-images", picks, DType::U32)?;
+    let (_, height, width, channels) = pixels.shape().dims4()?;
+    let (batch, words) = picks.shape().dims2()?;
+    if channels != 3 || words != 4 {
+        let got = (pixels.shape(), picks.shape());
+        bail!("pick-images expected [n, height, width, 3] and [batch, 4], got {got:?}");
+    }
+    let (device, shape) = (pixels.device(), Shape::from((batch, 3, height, width)));
+    let stream = device.cuda_stream();
+    let mut out = launch::alloc(device, DType::F32, shape.elem_count())?;
+    {
+        let n = batch * height * width;
+        let (pixels, picks) = (pixels.pointer(&stream)?, picks.pointer(&stream)?);
+        let to = launch::pointer_mut(&mut out, &stream)?;
+        let args = [
+            Arg::U32(to_u32(n)?),
+            Arg::U32(to_u32(height)?),
+            Arg::U32(to_u32(width)?),
+            Arg::U32(to_u32(padding)?),
+            Arg::F32(factor),
+            Arg::F32(shift),
+            pixels.arg(),
+            picks.arg(),
+            to.arg(),
+        ];
+        // SAFETY: the parameters of the kernel, which writes `out[0..3 n]` and reads `picks[0..4 batch]`;
+        // that a pick names an image is the caller's.
+        unsafe { launch::launch(device, &MODULE, "pick_images", launch::grid(n)?, &args) }?;
+    }
+    Ok((out, shape))
 }
 
-impl CustomOp2 for PickImages {
-    fn name(&self) -> &'static str {
-        "pick-images"
+fn noised([xs, noise, factors]: [View<'_>; 3]) -> Result<(CudaStorage, Shape)> {
+    let shape = same_shape("diffuse", xs, noise)?;
+    expect("diffuse", factors, DType::F32)?;
+    let (batch, n) = (shape.dims().first().copied().unwrap_or(0), shape.elem_count());
+    if factors.dims() != [2, batch] {
+        bail!("diffuse expected [2, {batch}], got {:?}", factors.shape());
     }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cuda_alone(self.name())
+    let device = xs.device();
+    let stream = device.cuda_stream();
+    let mut out = launch::alloc(device, DType::F32, n)?;
+    {
+        let (xs, noise) = (xs.pointer(&stream)?, noise.pointer(&stream)?);
+        let factors = factors.pointer(&stream)?;
+        let scale = factors.address + (batch * DType::F32.size_in_bytes()) as u64;
+        let to = launch::pointer_mut(&mut out, &stream)?;
+        let args = [
+            Arg::U64(n as u64),
+            Arg::U32(to_u32(n / batch)?),
+            xs.arg(),
+            noise.arg(),
+            factors.arg(),
+            Arg::Pointer(scale),
+            to.arg(),
+        ];
+        // SAFETY: the parameters of the kernel; `xs`, `noise` and `out` have `n` numbers, the factors two
+        // times one for each image.
+        unsafe { launch::launch(device, &MODULE, "diffuse", launch::grid(n)?, &args) }?;
     }
-
-    fn cuda_fwd(
-        &self,
-        pixels: &CudaStorage,
-        pixels_layout: &Layout,
-        picks: &CudaStorage,
-        picks_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let (_, height, width, channels) = pixels_layout.shape().dims4()?;
-        let (batch, words) = picks_layout.shape().dims2()?;
-        if channels != 3 || words != 4 {
-            let got = (pixels_layout.shape(), picks_layout.shape());
-            candle_core::bail!(
-                "pick-images expected [n, height, width, 3] and [batch, 4], got {got:?}"
-            );
-        }
-        let device = &pixels.device;
-        let shape = Shape::from((batch, 3, height, width));
-        // SAFETY: the kernel writes every pixel of every channel.
-        let mut out = unsafe { device.alloc::<f32>(shape.elem_count()) }?;
-        let n = u32_of(batch * height * width, "pixels")?;
-        if n > 0 {
-            let pixels = pixels.as_cuda_slice::<u8>()?.slice(range(pixels_layout)?);
-            let picks = picks.as_cuda_slice::<u32>()?.slice(range(picks_layout)?);
-            let (height, width) = (u32_of(height, "rows")?, u32_of(width, "columns")?);
-            let padding = u32_of(self.padding, "rows")?;
-            let (stream, function) = (device.cuda_stream(), function(device, "pick_images")?);
-            let mut launch = stream.launch_builder(&function);
-            launch
-                .arg(&n)
-                .arg(&height)
-                .arg(&width)
-                .arg(&padding)
-                .arg(&self.factor)
-                .arg(&self.shift);
-            launch.arg(&pixels).arg(&picks).arg(&mut out);
-            // SAFETY: four `u32`, two `f32` and three pointers, as the kernel has them. It writes
-            // `out[0..3 n]` and reads `picks[0..4 batch]`; that a pick names an image is the caller's.
-            unsafe { launch.launch(blocks(n as usize)?) }.w()?;
-        }
-        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
-    }
+    Ok((out, shape))
 }
 
-struct Diffuse;
-
-impl CustomOp3 for Diffuse {
-    fn name(&self) -> &'static str {
-        "diffuse"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cuda_alone(self.name())
-    }
-
-    fn cuda_fwd(
-        &self,
-        xs: &CudaStorage,
-        xs_layout: &Layout,
-        noise: &CudaStorage,
-        noise_layout: &Layout,
-        factors: &CudaStorage,
-        factors_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let shape = same_shape(self.name(), xs_layout, noise_layout)?;
-        let batch = shape.dims().first().copied().unwrap_or(0);
-        let (two, factors_batch) = factors_layout.shape().dims2()?;
-        if two != 2 || factors_batch != batch {
-            candle_core::bail!("diffuse expected [2, {batch}], got {:?}", factors_layout.shape());
-        }
-        let (device, n) = (&xs.device, shape.elem_count());
-        // SAFETY: the kernel writes every number.
-        let mut out = unsafe { device.alloc::<f32>(n) }?;
-        if n > 0 {
-            let per_image = u32_of(n / batch, "numbers an image")?;
-            let xs = xs.as_cuda_slice::<f32>()?.slice(range(xs_layout)?);
-            let noise = noise.as_cuda_slice::<f32>()?.slice(range(noise_layout)?);
-            let factors = factors.as_cuda_slice::<f32>()?.slice(range(factors_layout)?);
-            let (signal, scale) = (factors.slice(..batch), factors.slice(batch..));
-            let (stream, function) = (device.cuda_stream(), function(device, "diffuse")?);
-            let mut launch = stream.launch_builder(&function);
-            launch.arg(&n).arg(&per_image).arg(&xs).arg(&noise).arg(&signal).arg(&scale);
-            launch.arg(&mut out);
-            // SAFETY: a `size_t`, a `u32` and five pointers, as the kernel has them; `xs`, `noise` and
-            // `out` have `n` numbers, the factors one for each image.
-            unsafe { launch.launch(blocks(n)?) }.w()?;
-        }
-        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
+fn expect(name: &str, view: View<'_>, dtype: DType) -> Result<()> {
+    match view.dtype() == dtype {
+        true => Ok(()),
+        false => bail!("{name} expected {dtype:?}, got {:?}", view.dtype()),
     }
 }
 
-fn cuda_alone<T>(name: &str) -> Result<T> {
-    candle_core::bail!("{name} expected tensors on a CUDA device, got some on the CPU")
-}
-
-/// The shape of two contiguous tensors.
-fn same_shape(name: &str, a: &Layout, b: &Layout) -> Result<Shape> {
+/// The shape that two tensors in `f32` have.
+fn same_shape(name: &str, a: View<'_>, b: View<'_>) -> Result<Shape> {
+    expect(name, a, DType::F32)?;
+    expect(name, b, DType::F32)?;
     if a.shape() != b.shape() {
-        candle_core::bail!("{name} expected {:?}, got {:?}", a.shape(), b.shape());
+        bail!("{name} expected {:?}, got {:?}", a.shape(), b.shape());
     }
     Ok(a.shape().clone())
-}
-
-/// The numbers of a contiguous tensor in its memory.
-fn range(layout: &Layout) -> Result<std::ops::Range<usize>> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(start..end),
-        None => candle_core::bail!("expected a contiguous tensor, got {layout:?}"),
-    }
-}
-
-fn u32_of(n: usize, what: &str) -> Result<u32> {
-    match u32::try_from(n) {
-        Ok(n) => Ok(n),
-        Err(_) => candle_core::bail!("expected at most {} {what}, got {n}", u32::MAX),
-    }
-}
-
-fn function(device: &CudaDevice, name: &str) -> Result<CudaFunction> {
-    let function = device.get_or_load_custom_func(name, "oodbench_augment", ptx::AUGMENT)?;
-    Ok(function.into_cuda_function())
-}
-
-fn config(blocks: u32, threads: u32) -> LaunchConfig {
-    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
-}
-
-/// A thread for each of `n` numbers.
-fn blocks(n: usize) -> Result<LaunchConfig> {
-    let blocks = u32_of(n.div_ceil(THREADS as usize), "blocks")?;
-    if blocks > i32::MAX as u32 {
-        candle_core::bail!("expected at most {} blocks, got {blocks}", i32::MAX);
-    }
-    Ok(config(blocks, THREADS))
 }
