@@ -1,5 +1,8 @@
 //! The reference's own numbers, by the device.
 
+#[path = "../golden/samplers.rs"]
+mod samplers;
+
 use candle_core::{Device, Tensor};
 use oodbench_diffusion::net::{NetConfig, Pass};
 use oodbench_nn::arch::Taps;
@@ -62,4 +65,10 @@ fn classifiers_give_what_the_reference_gives() {
         seen += 1;
     }
     assert!(seen > 0, "the manifest names no classifier");
+}
+
+#[test]
+fn samplers_go_the_way_of_the_reference() {
+    let gpu = Gpu::new();
+    samplers::compare(&Goldens::open("diffood"), &gpu.device, |_| F32);
 }

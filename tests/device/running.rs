@@ -70,7 +70,8 @@ fn assert_scores(what: &str, ours: &[f32], expected: &[f32], tolerance: f32) {
 #[test]
 fn scores_are_those_of_the_cpu() {
     let gpu = Gpu::new();
-    for method in [Method::Ddim, Method::Pndm4, Method::Ndm1] {
+    // An adaptive method ends within its own tolerance of 7e-4; the reference's trajectories have it.
+    for method in Method::ALL.into_iter().filter(|method| !method.is_adaptive()) {
         let expected = scores(method, &loaded(&Device::Cpu, false), &Device::Cpu);
         let ours = scores(method, &loaded(&gpu.device, false), &gpu.device);
         assert_scores(&method.to_string(), &ours, &expected, 1e-4);

@@ -4,11 +4,11 @@
 //! Everything is read from the manifest, so that the same test runs on any other set of cases.
 //! Tolerances are the manifest's, relative to the standard deviation of the expected tensor.
 
-use candle_core::{DType, Device, Tensor};
+mod samplers;
+
+use candle_core::{Device, Tensor};
 use oodbench_diffusion::checkpoint::{self, Given};
-use oodbench_diffusion::guidance::Guided;
 use oodbench_diffusion::net::{EpsModel, NetConfig, Pass};
-use oodbench_diffusion::sampler::{Method, Sampler};
 use oodbench_diffusion::schedule::{Schedule, ScheduleConfig};
 use oodbench_nn::arch::Taps;
 use oodbench_nn::checkpoint::StateDict;
@@ -123,89 +123,20 @@ fn classifiers() {
 #[test]
 fn samplers() {
     let goldens = goldens();
-    let mut seen = 0;
-    for case in goldens.cases("samplers") {
-        let name = case["out"].as_str().expect("a name");
-        let method = case["method"].as_str().expect("a name").parse::<Method>();
-        let method = method.unwrap_or_else(|err| panic!("{name}: {err}"));
-        let schedule = named_schedule(&case["schedule"]);
-        let steps = case["steps"].as_u64().expect("a number") as usize;
-        let sampler = Sampler::new(&schedule, method, steps);
-        let mut x = input(&case["x"]);
-        if let Some(scale) = case.get("x_scale").and_then(Value::as_f64) {
-            x = (x * scale).expect("a tensor");
-        }
-        match case.get("x_map").and_then(Value::as_str) {
-            Some("tanh") => x = x.tanh().expect("a tensor"),
-            Some(other) => panic!("{name}: unknown map `{other}`"),
-            None => {}
-        }
-        let mut range: [i64; 2] = serde_json::from_value(case["range"].clone()).expect("a range");
-        if method.wants_linear_schedule() {
-            // The reference counts times from 0 to 1000 there, ours are states from -1 to 999.
-            range = range.map(|time| time - 1);
-        }
-        let y = classes(&case["y"]);
-        let beta = case.get("beta").and_then(Value::as_f64).unwrap_or(0.0);
-        let states = if case["model"] == "analytic" {
-            let n_classes = case.get("classes").and_then(Value::as_f64);
-            let y = y.map(|y| y.to_dtype(DType::F32).expect("a tensor"));
-            sampler.states(&x, range[0], range[1], |x, t| {
-                let clean = analytic(x, t, y.as_ref())?;
-                match (&y, n_classes) {
-                    (Some(y), Some(none)) => {
-                        let none = (y.zeros_like()? + none)?;
-                        let free = (analytic(x, t, Some(&none))? * beta)?;
-                        (clean * (1.0 + beta))? - free
-                    }
-                    _ => Ok(clean),
-                }
-            })
-        } else {
-            let config = goldens
-                .cases("networks")
-                .find(|net| net["name"] == case["model"])
-                .unwrap_or_else(|| panic!("{name}: no network {}", case["model"]));
-            let model = network(&config["config"]);
-            let guided = Guided { model: model.as_ref(), classes: y, beta };
-            sampler.states(&x, range[0], range[1], |x, t| guided.eps(x, t))
-        };
-        let states = states.unwrap_or_else(|err| panic!("{name}: {err}"));
-        let ours = if case["trajectory"] == true {
-            Tensor::stack(&states, 0).expect("states of one shape")
-        } else {
-            states.last().expect("the first state at least").clone()
-        };
-        // Networks bring their own rounding into each step.
-        let kind = if case["model"] == "analytic" { "samplers" } else { "end_to_end" };
-        assert_close(name, &ours, &goldens.tensor(&case["out"]), tolerance(&goldens, kind));
-        seen += 1;
-    }
-    assert!(seen > 0, "the manifest names no sampler of ours");
+    samplers::compare(&goldens, &Device::Cpu, |kind| tolerance(&goldens, kind));
 }
 
 #[test]
 fn noising() {
     let goldens = goldens();
     let case = &goldens.manifest["diffuse"];
-    let schedule = named_schedule(&case["schedule"]);
+    let schedule = samplers::named_schedule(&case["schedule"]);
     assert_eq!(case["x_map"], "2u-1");
     let x = ((input(&case["x"]) * 2.0).expect("a tensor") - 1.0).expect("a tensor");
     let t: Vec<usize> = serde_json::from_value(case["t"].clone()).expect("steps");
     let ours = schedule.diffuse(&x, &t, &input(&case["noise"])).expect("a tensor");
     let tolerance = tolerance(&goldens, "samplers");
     assert_close("diffuse", &ours, &goldens.tensor(&case["out"]), tolerance);
-}
-
-/// The stand-in for a network: `0.6 tanh(x) + 0.3 sin(t / 100) + 0.05 y`.
-fn analytic(x: &Tensor, t: f64, y: Option<&Tensor>) -> candle_core::Result<Tensor> {
-    // The reference evaluates the sine in f32.
-    let shift = f64::from(0.3f32 * ((t / 100.0) as f32).sin());
-    let eps = ((x.tanh()? * 0.6)? + shift)?;
-    match y {
-        Some(y) => eps.broadcast_add(&(y * 0.05)?.reshape(((), 1, 1, 1))?),
-        None => Ok(eps),
-    }
 }
 
 /// A case of `networks`: the network on formula weights, and what goes into it.
@@ -232,7 +163,7 @@ impl<'a> Network<'a> {
             model: network(&case["config"]),
             x: input(&case["x"]),
             t: Tensor::new(t, &Device::Cpu).expect("a tensor"),
-            y: classes(&case["y"]),
+            y: samplers::classes(&case["y"], &Device::Cpu),
         }
     }
 }
@@ -253,14 +184,4 @@ fn normalise(xs: &Tensor, mean: &Value, std: &Value) -> Tensor {
     xs.broadcast_sub(&channel(mean))
         .and_then(|xs| xs.broadcast_div(&channel(std)))
         .expect("images of three channels")
-}
-
-fn named_schedule(kind: &Value) -> Schedule {
-    let kind = serde_json::from_value(kind.clone()).expect("a known schedule");
-    Schedule::new(&ScheduleConfig { kind, ..Default::default() })
-}
-
-fn classes(y: &Value) -> Option<Tensor> {
-    let y: Option<Vec<u32>> = serde_json::from_value(y.clone()).expect("classes or null");
-    y.map(|y| Tensor::new(y, &Device::Cpu).expect("a tensor"))
 }
